@@ -1,0 +1,261 @@
+//! Every limit with its unit and its reason, and [`Config`], which holds those that a user may set.
+//!
+//! Nothing else in the crate holds a bare number that bounds what a peer or a disk can do. Zero never means unlimited.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::name::Nickname;
+
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
+
+/// The port when an address names none.
+pub const DEFAULT_PORT: u16 = 7117;
+
+// Names.
+
+/// What file systems take for one name.
+pub const NAME_BYTES_MAX: usize = 255;
+/// Deeper trees than any real one, and a bound on the directory handles held at once.
+pub const PATH_DEPTH_MAX: usize = 64;
+/// 64 names of 255 bytes and the slashes between them.
+pub const PATH_BYTES_MAX: usize = 16 * KIB;
+/// A nickname and a text's first words fit a line of 80.
+pub const NICKNAME_BYTES_MAX: usize = 32;
+/// How many numbered names are tried when one is taken; a directory fuller than that is a loop, not an archive.
+pub const NUMBERED_NAMES_MAX: u32 = 10_000;
+
+// Wire.
+
+/// A text: more is a file.
+pub const TEXT_BYTES_MAX: usize = 64 * KIB;
+/// The least that a peer must take for a text to be of use.
+pub const TEXT_BYTES_LEAST: usize = KIB;
+/// Unacknowledged texts a peer may have under way: a few of the longest, thousands of lines.
+pub const TEXT_WINDOW_BYTES: usize = 256 * KIB;
+/// A chunk: large enough that its head costs nothing, small enough that a text behind it waits 0.2 s at 10 Mbit/s.
+pub const CHUNK_BYTES_MAX: usize = 256 * KIB;
+/// The least chunk: below it heads and system calls cost more than data.
+pub const CHUNK_BYTES_LEAST: usize = 16 * KIB;
+/// Offers without an answer: 4,096 small files share one round trip.
+pub const OFFERS_MAX: u32 = 4096;
+/// CRCs in one SUMS frame: a tail of 64 KiB.
+pub const SUMS_PER_FRAME: usize = 16 * KIB;
+/// A frame that may be skipped when unknown (PROTOCOL 1.2).
+pub const SKIPPED_TAIL_BYTES_MAX: usize = 64 * KIB;
+/// What a client may send before its hello is complete.
+pub const HELLO_BYTES_MAX: usize = KIB;
+
+// Files.
+
+/// The least block: what is compared and sent again after a break, and the size up to which a file is small.
+pub const BLOCK_BYTES_LEAST: u64 = 256 * 1024;
+/// Blocks a file has at most: their CRCs fit 1 MiB.
+pub const BLOCKS_MAX: u64 = 262_144;
+/// Ranges asked for again and not yet received.
+pub const REPAIRS_MAX: usize = 256;
+/// Damaged chunks of one transfer; a line that bad is not a line.
+pub const DAMAGED_CHUNKS_MAX: u32 = 1000;
+/// Larger files open at once on a connection; more wait as offers.
+pub const OPEN_TRANSFERS_MAX: usize = 4;
+/// Room is taken from the file system this far ahead: all at once costs 0.1 s a GiB.
+pub const FALLOCATE_BYTES: u64 = 64 * 1024 * 1024;
+/// A file that arrives is synced this often, so that the last sync and the loss at a power cut stay short.
+pub const SYNC_BYTES: u64 = 64 * 1024 * 1024;
+/// Files that one round of group commit takes.
+pub const GROUP_FILES_MAX: usize = 128;
+/// The largest file that joins a group; a larger one's sync would hold up the others.
+pub const GROUP_FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// From this many files one `syncfs` beats an `fsync` each.
+pub const SYNCFS_FILES_LEAST: usize = 8;
+
+// Flow.
+
+/// The least window: a slow line still keeps a few chunks under way.
+pub const WINDOW_BYTES_LEAST: u64 = 128 * 1024;
+/// The largest window: 100 MB/s over 160 ms.
+pub const WINDOW_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// What the window allows beyond the shortest round trip: as much waits in queues, and a text behind it.
+pub const WINDOW_QUEUE: Duration = Duration::from_millis(30);
+/// The least share of the receive budget that a connection with an open transfer gets.
+pub const CREDIT_BYTES_LEAST: u64 = 64 * 1024;
+/// Texts and control waiting for a slow reader: at once, it is cut.
+pub const OUTBOX_BYTES_MAX: usize = MIB;
+/// Texts waiting for a slow reader: longer than `OUTBOX_SLOW_AFTER`, it is cut.
+pub const OUTBOX_BYTES_SLOW: usize = 256 * KIB;
+/// How long a reader may leave `OUTBOX_BYTES_SLOW` waiting.
+pub const OUTBOX_SLOW_AFTER: Duration = Duration::from_secs(10);
+
+// Time.
+
+/// A whole hello; slow phones on slow links make it in 3.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// A side that heard nothing this long sends PING: below the shortest NAT timeouts seen.
+pub const PING_AFTER: Duration = Duration::from_secs(15);
+/// A side that heard nothing this long is gone: six pings.
+pub const SILENCE_MAX: Duration = Duration::from_secs(90);
+/// A started frame brings at least `FRAME_BYTES_PER_SECOND` over this time.
+pub const FRAME_PROGRESS: Duration = Duration::from_secs(30);
+/// What a started frame brings at least: a 9600-baud line brings 960.
+pub const FRAME_BYTES_PER_SECOND: u64 = 64;
+/// A write that moves nothing this long, with nothing received either, is a broken connection.
+pub const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
+/// How long a side that is done waits for the other's GOODBYE.
+pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long open transfers get when the program stops.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// What a refused stranger may still send, so that the reset does not overtake the refusal.
+pub const REFUSED_BYTES_MAX: usize = 64 * KIB;
+/// How long a refused stranger may still send.
+pub const REFUSED_TIMEOUT: Duration = Duration::from_secs(1);
+/// A thread without work stays this long: the next chunk or text saves a start.
+pub const IDLE_THREAD: Duration = Duration::from_millis(200);
+/// First pause between tries to connect.
+pub const RETRY_FIRST: Duration = Duration::from_millis(200);
+/// Longest pause between tries to connect.
+pub const RETRY_LONGEST: Duration = Duration::from_secs(10);
+/// How long a broken connection is tried again when nothing was said about it.
+pub const RETRY_BROKEN: Duration = Duration::from_secs(30);
+/// A try to connect.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause after accept had no descriptor or memory, at first.
+pub const ACCEPT_PAUSE_FIRST: Duration = Duration::from_millis(50);
+/// Pause after accept had no descriptor or memory, at last.
+pub const ACCEPT_PAUSE_LONGEST: Duration = Duration::from_secs(1);
+
+// Many peers.
+
+/// Connections before their hello is complete.
+pub const STRANGERS_MAX: usize = 256;
+/// The same from one address (IPv6: one /64).
+pub const STRANGERS_PER_ADDRESS_MAX: usize = 64;
+/// Runs whose last text is remembered (PROTOCOL 4.3).
+pub const RUNS_REMEMBERED: usize = 4096;
+/// How long a run's last text, and what waits for a run that broke off, is remembered.
+pub const RUN_REMEMBERED: Duration = Duration::from_secs(600);
+/// Connections that the kernel holds until they are accepted.
+pub const LISTEN_BACKLOG: i32 = 4096;
+/// A thread's stack: the deepest call chain needs a quarter of it.
+pub const THREAD_STACK_BYTES: usize = 128 * KIB;
+/// The read buffer of a connection: heads and texts; what is larger is read straight into its own place.
+pub const READ_BUFFER_BYTES: usize = 4 * KIB;
+
+/// The default of [`Config::max_clients`].
+pub const MAX_CLIENTS: usize = 1024;
+/// The default of [`Config::max_memory`].
+pub const MAX_MEMORY_BYTES: usize = 64 * MIB;
+/// The least [`Config::max_memory`]: one connection's window and a few texts.
+pub const MAX_MEMORY_BYTES_LEAST: usize = 2 * MIB;
+/// The default of [`Config::max_file`]: what file systems take.
+pub const MAX_FILE_BYTES: u64 = 1 << 62;
+/// The default of [`Config::min_free`]: a log can still be written.
+pub const MIN_FREE_BYTES: u64 = 1024 * 1024;
+/// The default of [`Config::keep_partials`].
+pub const KEEP_PARTIALS: Duration = Duration::from_secs(7 * 24 * 3600);
+/// The default of [`Config::read_buffer_bytes`].
+pub const READ_QUEUE_BYTES: usize = MIB;
+
+/// What to do when a name is taken by other content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum IfExists {
+    /// Store under a numbered name: `core-1`, `a-1.tar.gz`.
+    #[default]
+    Rename,
+    /// Replace the old file, in one step.
+    Replace,
+    /// Refuse the new one.
+    Refuse,
+}
+
+/// What a server or a client does. The default fits a client that sends; set the fields you need:
+///
+/// ```
+/// let config = postwire::Config { dir: Some("inbox".into()), ..postwire::Config::default() };
+/// ```
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where received files go; `None` refuses them.
+    pub dir: Option<PathBuf>,
+    /// The nickname to ask for; `None` takes `c1`, `c2`, ….
+    pub nick: Option<Nickname>,
+    /// A client: join the room, hear what is said there, be announced.
+    pub join_room: bool,
+    /// A server: carry texts from each client in the room to the others.
+    pub relay: bool,
+    /// What to do when a name is taken.
+    pub if_exists: IfExists,
+    /// The largest file taken, in bytes.
+    pub max_file: u64,
+    /// What a transfer leaves free on the file system, in bytes.
+    pub min_free: u64,
+    /// All transfer buffers and queues, in bytes; 2 MiB at least.
+    pub max_memory: usize,
+    /// A server: connections at once.
+    pub max_clients: usize,
+    /// How long a partial that nobody continues is kept.
+    pub keep_partials: Duration,
+    /// Sync files and directories before they are acknowledged; without it receipts say `durable: false`.
+    pub fsync: bool,
+    /// How much received text may wait in the event queue, in bytes; also set by `set_read_buffer_size`.
+    pub read_buffer_bytes: usize,
+    /// A client: one try to connect.
+    pub connect_timeout: Duration,
+    /// A client: how long to try without progress.
+    pub retry: Retry,
+}
+
+/// How long a client tries to get a connection, or to get one back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// The first connection is tried once; a broken one for 30 s.
+    Default,
+    /// Either for this long without progress; zero: never again.
+    For(Duration),
+    /// For ever.
+    Forever,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            dir: None,
+            nick: None,
+            join_room: false,
+            relay: true,
+            if_exists: IfExists::default(),
+            max_file: MAX_FILE_BYTES,
+            min_free: MIN_FREE_BYTES,
+            max_memory: MAX_MEMORY_BYTES,
+            max_clients: MAX_CLIENTS,
+            keep_partials: KEEP_PARTIALS,
+            fsync: true,
+            read_buffer_bytes: READ_QUEUE_BYTES,
+            connect_timeout: CONNECT_TIMEOUT,
+            retry: Retry::Default,
+        }
+    }
+}
+
+/// The block of a file of `size_bytes`: 256 KiB, doubled until there are at most 262,144 (PROTOCOL 5.3).
+#[must_use]
+pub fn block_bytes(size_bytes: u64) -> u64 {
+    let mut block = BLOCK_BYTES_LEAST;
+    while size_bytes.div_ceil(block) > BLOCKS_MAX {
+        block *= 2;
+    }
+    block
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_has_at_most_262144_blocks() {
+        assert_eq!(block_bytes(0), 256 * 1024);
+        assert_eq!(block_bytes(BLOCK_BYTES_LEAST * BLOCKS_MAX), BLOCK_BYTES_LEAST);
+        assert_eq!(block_bytes(BLOCK_BYTES_LEAST * BLOCKS_MAX + 1), 2 * BLOCK_BYTES_LEAST);
+        assert!(u64::MAX.div_ceil(block_bytes(u64::MAX)) <= BLOCKS_MAX);
+    }
+}

@@ -1,0 +1,145 @@
+//! A queue with a thread that lives only while there is work: an idle connection owns no thread but its reader.
+//!
+//! [`Worker`] refuses to know what the work is. The disk work of a connection and group commit are both one of these.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use crate::config::{IDLE_THREAD, THREAD_STACK_BYTES};
+
+/// A lock that survives a panic: one connection's panic ends that connection only.
+pub(crate) trait Lock<T> {
+    /// Takes the lock, poisoned or not.
+    fn take(&self) -> MutexGuard<'_, T>;
+}
+
+impl<T> Lock<T> for Mutex<T> {
+    fn take(&self) -> MutexGuard<'_, T> {
+        self.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Starts a thread with our stack size and a name of at most 15 bytes, which is what the kernel shows.
+pub(crate) fn spawn<F>(name: &str, body: F) -> io::Result<thread::JoinHandle<()>>
+where
+    F: FnOnce() + Send + 'static,
+{
+    thread::Builder::new().name(name.to_owned()).stack_size(THREAD_STACK_BYTES).spawn(body)
+}
+
+/// Work of one kind, done in order by one thread that is started on demand and ends when idle.
+pub(crate) struct Worker<J: Send + 'static> {
+    shared: Arc<Shared<J>>,
+}
+
+struct Shared<J> {
+    name: &'static str,
+    queue: Mutex<Queue<J>>,
+    wake: Condvar,
+    /// Takes what waits, up to `batch_max` jobs at a time.
+    run: Box<dyn Fn(Vec<J>) + Send + Sync>,
+    batch_max: usize,
+}
+
+struct Queue<J> {
+    jobs: VecDeque<J>,
+    has_thread: bool,
+}
+
+impl<J: Send + 'static> Worker<J> {
+    /// A worker whose thread, named `name`, passes up to `batch_max` waiting jobs at a time to `run`.
+    pub(crate) fn new(name: &'static str, batch_max: usize, run: impl Fn(Vec<J>) + Send + Sync + 'static) -> Worker<J> {
+        let queue = Mutex::new(Queue { jobs: VecDeque::new(), has_thread: false });
+        Worker { shared: Arc::new(Shared { name, queue, wake: Condvar::new(), run: Box::new(run), batch_max }) }
+    }
+
+    /// Puts a job behind the others.
+    ///
+    /// # Errors
+    /// The system can't start a thread; the job is dropped.
+    pub(crate) fn push(&self, job: J) -> io::Result<()> {
+        let mut queue = self.shared.queue.take();
+        queue.jobs.push_back(job);
+        if queue.has_thread {
+            drop(queue);
+            self.shared.wake.notify_one();
+            return Ok(());
+        }
+        let shared = Arc::clone(&self.shared);
+        match spawn(self.shared.name, move || shared.work()) {
+            Ok(_) => {
+                queue.has_thread = true;
+                Ok(())
+            }
+            Err(error) => {
+                queue.jobs.pop_back();
+                Err(error)
+            }
+        }
+    }
+}
+
+impl<J: Send + 'static> Shared<J> {
+    fn work(&self) {
+        let _thread = ThreadMark(self);
+        loop {
+            let batch = {
+                let mut queue = self.queue.take();
+                if queue.jobs.is_empty() {
+                    queue = self
+                        .wake
+                        .wait_timeout_while(queue, IDLE_THREAD, |queue| queue.jobs.is_empty())
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0;
+                }
+                if queue.jobs.is_empty() {
+                    queue.has_thread = false;
+                    return;
+                }
+                let count = queue.jobs.len().min(self.batch_max);
+                queue.jobs.drain(..count).collect()
+            };
+            (self.run)(batch);
+        }
+    }
+}
+
+/// Lets the next job start a new thread when this one panics; what waited then is dropped.
+struct ThreadMark<'a, J>(&'a Shared<J>);
+
+impl<J> Drop for ThreadMark<'_, J> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let mut queue = self.0.queue.take();
+            queue.has_thread = false;
+            queue.jobs.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[test]
+    fn jobs_are_done_in_order_across_threads() {
+        let (sender, receiver) = mpsc::channel();
+        let worker = Worker::new("test", 3, move |batch: Vec<u32>| {
+            assert!(batch.len() <= 3);
+            batch.into_iter().for_each(|job| sender.send(job).unwrap());
+        });
+        (0..50).for_each(|job| worker.push(job).unwrap());
+        let first: Vec<u32> = receiver.iter().take(50).collect();
+        assert_eq!(first, (0..50).collect::<Vec<_>>());
+        let deadline = std::time::Instant::now() + 50 * IDLE_THREAD;
+        while worker.shared.queue.take().has_thread {
+            assert!(std::time::Instant::now() < deadline, "the thread does not end when idle");
+            thread::yield_now();
+        }
+        worker.push(50).unwrap();
+        assert_eq!(receiver.recv().unwrap(), 50);
+    }
+}
