@@ -79,6 +79,8 @@ pub enum Error {
         /// Which.
         path: PathBuf,
     },
+    /// The other side gave a transfer up.
+    GivenUp,
     /// This side's own end was closed or stopped.
     Closed,
 }
@@ -409,6 +411,7 @@ impl fmt::Display for Error {
             Error::SourceChanged { path } => {
                 write!(f, "\"{}\" changed while it was sent", crate::name::escape_path(path))
             }
+            Error::GivenUp => write!(f, "given up by the other side"),
             Error::Closed => write!(f, "closed"),
         }
     }

@@ -42,9 +42,8 @@ impl SafeName {
         if bytes.is_empty() || bytes.len() > NAME_BYTES_MAX || bytes == b"." || bytes == b".." || is_partial {
             return Err(Unsafe);
         }
-        let unsafe_inside = bytes
-            .utf8_chunks()
-            .any(|chunk| chunk.valid().chars().any(|c| c == '/' || is_unprintable(c)));
+        let unsafe_inside =
+            bytes.utf8_chunks().any(|chunk| chunk.valid().chars().any(|c| c == '/' || is_unprintable(c)));
         if unsafe_inside {
             return Err(Unsafe);
         }
@@ -153,6 +152,12 @@ impl Nickname {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The nickname of somebody who wished none: `c1`, `c2`.
+    #[must_use]
+    pub fn counted(number: u32) -> Nickname {
+        Nickname(format!("c{number}"))
     }
 
     /// The nickname that stands for this one when it is taken: `b7-2`.
