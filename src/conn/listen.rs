@@ -1,0 +1,72 @@
+//! Taking connections in: one listening socket, dual-stack where IPv6 is there.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+
+use rustix::net::{
+    bind, ipproto, listen, shutdown, socket_with, sockopt, AddressFamily, Shutdown, SocketFlags, SocketType,
+};
+
+use super::{lookup, Address, Host};
+use crate::config::LISTEN_BACKLOG;
+use crate::error::{Error, Result};
+
+/// A listening socket.
+pub(crate) struct Listener {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Listener {
+    /// Listens. Without a host: on all addresses, IPv6 and IPv4 on one socket, or IPv4 alone where there is no IPv6.
+    ///
+    /// # Errors
+    /// [`Error::System`], [`Error::NoSuchHost`].
+    pub(crate) fn bind(address: &Address) -> Result<Listener> {
+        let listener = match &address.host {
+            Host::Any => listen_on(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), address.port))
+                .or_else(|_| listen_on(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port))),
+            _ => {
+                let mut result = Err(io::ErrorKind::NotFound.into());
+                for candidate in lookup(address)? {
+                    result = listen_on(candidate);
+                    if result.is_ok() {
+                        break;
+                    }
+                }
+                result
+            }
+        };
+        let listener = listener.map_err(Error::system("listen"))?;
+        let address = listener.local_addr().map_err(Error::system("listen"))?;
+        Ok(Listener { listener, address })
+    }
+
+    /// Waits for the next connection.
+    pub(crate) fn accept(&self) -> io::Result<TcpStream> {
+        self.listener.accept().map(|(stream, _)| stream)
+    }
+
+    /// The address listened on.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Makes [`Listener::accept`] fail, now and from now on.
+    pub(crate) fn close(&self) {
+        let _ = shutdown(&self.listener, Shutdown::Both);
+    }
+}
+
+fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
+    let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+    let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::TCP))?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    if address.is_ipv6() {
+        // Linux has a switch for the default; a wildcard socket takes IPv4 too only when we say so.
+        sockopt::set_ipv6_v6only(&socket, !address.ip().is_unspecified())?;
+    }
+    bind(&socket, &address)?;
+    listen(&socket, LISTEN_BACKLOG)?;
+    Ok(TcpListener::from(socket))
+}

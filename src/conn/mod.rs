@@ -1,0 +1,125 @@
+//! All sockets: [`Conn`] is one TCP connection, [`Listener`] takes them in, [`dial`] makes them.
+//!
+//! Nothing here knows frames or threads; nothing elsewhere calls the socket interface. `session` reads and writes through
+//! a [`Conn`], `server` and `client` own the listener and the dialling.
+
+mod address;
+mod dial;
+mod listen;
+
+use std::io::{self, Read};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use rustix::net::{send, SendFlags};
+
+pub(crate) use address::{Address, Host};
+pub(crate) use dial::{dial, lookup};
+pub(crate) use listen::Listener;
+
+use crate::config::{REFUSED_BYTES_MAX, REFUSED_TIMEOUT, WRITE_STALL_MAX};
+use crate::error::{Error, Result};
+
+/// One TCP connection: one descriptor, read by one thread, written by whoever has the send turn.
+pub(crate) struct Conn {
+    stream: TcpStream,
+    /// Both ends are asked for once: after a reset the system no longer tells.
+    local: SocketAddr,
+    peer: SocketAddr,
+}
+
+impl Conn {
+    /// Prepares a fresh connection: no delay for small frames, a bound on stalled writes.
+    ///
+    /// # Errors
+    /// [`Error::System`] when the peer is gone already.
+    pub(crate) fn new(stream: TcpStream) -> Result<Conn> {
+        let prepare = || {
+            stream.set_nodelay(true)?;
+            stream.set_write_timeout(Some(WRITE_STALL_MAX))?;
+            Ok((stream.local_addr()?, stream.peer_addr()?))
+        };
+        let (local, peer) = prepare().map_err(Error::system::<io::Error>("prepare the connection"))?;
+        Ok(Conn { stream, local: unmapped(local), peer: unmapped(peer) })
+    }
+
+    /// Reads what has come, waiting for the first byte. `Ok(0)` is the end of the stream.
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match (&self.stream).read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// How long [`Conn::read`] waits before it gives `WouldBlock`.
+    pub(crate) fn set_read_timeout(&self, timeout: Duration) -> io::Result<()> {
+        self.stream.set_read_timeout(Some(timeout.max(Duration::from_millis(1))))
+    }
+
+    /// Writes what the system takes at once; perhaps nothing.
+    pub(crate) fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self.send(bytes, SendFlags::DONTWAIT) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            result => result,
+        }
+    }
+
+    /// Writes, waiting until the system takes some; `WouldBlock` after 30 s without.
+    pub(crate) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.send(bytes, SendFlags::empty())
+    }
+
+    fn send(&self, bytes: &[u8], flags: SendFlags) -> io::Result<usize> {
+        loop {
+            match send(&self.stream, bytes, flags | SendFlags::NOSIGNAL) {
+                Err(rustix::io::Errno::INTR) => {}
+                result => return result.map_err(io::Error::from),
+            }
+        }
+    }
+
+    /// Says that nothing more will be written.
+    pub(crate) fn shutdown_write(&self) {
+        // An error means that the connection is gone, which the reader notices.
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
+
+    /// Ends both directions at once; the reader wakes up.
+    pub(crate) fn end(&self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    /// PROTOCOL 2.9: after a refusal, shuts down writing and reads away what the other side still sends, a little.
+    pub(crate) fn linger_after_refusal(&self) {
+        self.shutdown_write();
+        let mut scratch = [0; 4096];
+        let mut left = REFUSED_BYTES_MAX;
+        if self.set_read_timeout(REFUSED_TIMEOUT).is_err() {
+            return;
+        }
+        let started = std::time::Instant::now();
+        while left > 0 && started.elapsed() < REFUSED_TIMEOUT {
+            match self.read(&mut scratch) {
+                Ok(0) | Err(_) => break,
+                Ok(count) => left = left.saturating_sub(count),
+            }
+        }
+    }
+
+    /// This side's address and port.
+    pub(crate) fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// The other side's address and port.
+    pub(crate) fn peer_addr(&self) -> SocketAddr {
+        self.peer
+    }
+}
+
+/// An IPv4 address that came through a dual-stack socket, as IPv4.
+fn unmapped(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
