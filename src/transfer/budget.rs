@@ -1,0 +1,136 @@
+//! The memory that all connections of a process share for what they receive, and the bound on files open for commit.
+//!
+//! A connection never grants more credit than it got from here ([PROTOCOL 6.2](crate::wire)). As connections multiply, each
+//! one's share shrinks; what a chunk occupied comes back when it is written.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+
+use crate::config::{CREDIT_BYTES_LEAST, WINDOW_BYTES_MAX};
+use crate::worker::Lock;
+
+/// Files between their last byte and their receipt, in the whole process: each holds a descriptor.
+const COMMITS_MAX: usize = 256;
+
+/// Shared by all connections of one server or client.
+pub(crate) struct Budget {
+    state: Mutex<State>,
+    commits: Mutex<usize>,
+    commit_ended: Condvar,
+}
+
+struct State {
+    free: u64,
+    total: u64,
+    /// Connections that hold credit or wait for it.
+    active: u64,
+    /// Whoever found nothing free, to be woken.
+    waiting: Vec<Weak<dyn Fn() + Send + Sync>>,
+}
+
+impl Budget {
+    /// A budget of `bytes`.
+    pub(crate) fn new(bytes: u64) -> Budget {
+        let state = State { free: bytes, total: bytes, active: 0, waiting: Vec::new() };
+        Budget { state: Mutex::new(state), commits: Mutex::new(0), commit_ended: Condvar::new() }
+    }
+
+    /// A connection begins to receive.
+    pub(crate) fn join(&self) {
+        self.state.take().active += 1;
+    }
+
+    /// A connection holds no credit any more, and has given back what it held.
+    pub(crate) fn leave(&self) {
+        let mut state = self.state.take();
+        state.active = state.active.saturating_sub(1);
+    }
+
+    /// What one connection should hold now.
+    pub(crate) fn share(&self) -> u64 {
+        let state = self.state.take();
+        (state.total / state.active.max(1)).clamp(CREDIT_BYTES_LEAST, WINDOW_BYTES_MAX.min(state.total))
+    }
+
+    /// Takes up to `bytes`, and nothing when less than the least credit is free. `wake` is called when there is more.
+    pub(crate) fn take(&self, bytes: u64, wake: &Arc<dyn Fn() + Send + Sync>) -> u64 {
+        let mut state = self.state.take();
+        let taken = bytes.min(state.free);
+        if taken < bytes.min(CREDIT_BYTES_LEAST) {
+            state.waiting.push(Arc::downgrade(wake));
+            return 0;
+        }
+        state.free -= taken;
+        taken
+    }
+
+    /// Gives `bytes` back. It may be called under a lock: who waits is woken by [`Budget::wake_waiting`].
+    pub(crate) fn give_back(&self, bytes: u64) {
+        let mut state = self.state.take();
+        state.free = state.total.min(state.free + bytes);
+    }
+
+    /// Wakes whoever found nothing free, when there is something now. To be called without a lock held.
+    pub(crate) fn wake_waiting(&self) {
+        let waiting = {
+            let mut state = self.state.take();
+            if state.free < CREDIT_BYTES_LEAST {
+                Vec::new()
+            } else {
+                std::mem::take(&mut state.waiting)
+            }
+        };
+        for wake in waiting.iter().filter_map(Weak::upgrade) {
+            wake();
+        }
+    }
+
+    /// Waits until a file may be committed; only disk threads wait here.
+    pub(crate) fn begin_commit(&self) {
+        let commits = self.commits.take();
+        let mut commits = self
+            .commit_ended
+            .wait_while(commits, |commits| *commits >= COMMITS_MAX)
+            .unwrap_or_else(PoisonError::into_inner);
+        *commits += 1;
+    }
+
+    /// A commit ended, well or badly.
+    pub(crate) fn end_commit(&self) {
+        *self.commits.take() -= 1;
+        self.commit_ended.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn no_more_is_lent_than_there_is_and_who_waits_is_woken() {
+        let budget = Budget::new(4 * CREDIT_BYTES_LEAST);
+        let woken = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&woken);
+        let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
+            counter.fetch_add(1, Ordering::SeqCst);
+        });
+        assert_eq!(budget.take(3 * CREDIT_BYTES_LEAST, &wake), 3 * CREDIT_BYTES_LEAST);
+        assert_eq!(budget.take(3 * CREDIT_BYTES_LEAST, &wake), CREDIT_BYTES_LEAST);
+        assert_eq!(budget.take(1, &wake), 0);
+        budget.give_back(CREDIT_BYTES_LEAST);
+        budget.wake_waiting();
+        assert_eq!(woken.load(Ordering::SeqCst), 1);
+        assert_eq!(budget.take(1, &wake), 1);
+    }
+
+    #[test]
+    fn shares_shrink_as_connections_multiply() {
+        let budget = Budget::new(WINDOW_BYTES_MAX);
+        budget.join();
+        assert_eq!(budget.share(), WINDOW_BYTES_MAX);
+        (0..3).for_each(|_| budget.join());
+        assert_eq!(budget.share(), WINDOW_BYTES_MAX / 4);
+        (0..10_000).for_each(|_| budget.join());
+        assert_eq!(budget.share(), CREDIT_BYTES_LEAST);
+    }
+}

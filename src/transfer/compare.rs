@@ -1,0 +1,41 @@
+//! Comparing what is held with the sender's sums, on a thread of its own, so that new data flows beside it (PROTOCOL 6.5).
+
+use std::sync::Arc;
+
+use crate::storage::{Existing, Partial};
+
+/// What is to be compared.
+pub(super) enum Compare {
+    /// Blocks of a partial, from this index on.
+    Partial { partial: Arc<Partial>, first_block: u64, crcs: Vec<u32> },
+    /// Whole files that were there before; the first equal one counts.
+    Existing { candidates: Vec<Existing>, crcs: Vec<u32> },
+}
+
+/// What came of it.
+pub(super) enum Compared {
+    /// Each block's index, with its CRC where it is equal.
+    Partial(Vec<(u64, Option<u32>)>),
+    /// The equal file, or the sums for a comparison with the partial.
+    Existing(Result<Existing, Vec<u32>>),
+}
+
+impl Compare {
+    pub(super) fn run(self) -> Compared {
+        let mut buffer = Vec::new();
+        match self {
+            Compare::Partial { partial, first_block, crcs } => {
+                let blocks = (first_block..).zip(crcs);
+                let equal = |(index, crc)| (index, partial.block_crc(index, &mut buffer).filter(|&held| held == crc));
+                Compared::Partial(blocks.map(equal).collect())
+            }
+            Compare::Existing { candidates, crcs } => {
+                let mut is_equal = |existing: &Existing| {
+                    (0..).zip(&crcs).all(|(index, &crc)| existing.block_crc(index, &mut buffer) == Some(crc))
+                };
+                let equal = candidates.into_iter().find(|existing| is_equal(existing));
+                Compared::Existing(equal.ok_or(crcs))
+            }
+        }
+    }
+}

@@ -1,0 +1,724 @@
+//! All files on their way in on one connection.
+//!
+//! The session's reader passes messages in and never waits: what touches the disk is done by this connection's disk thread, in
+//! order. What is to be said to the peer is kept as state and taken out by whoever has the send turn ([`Inbound::control`]).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+
+use super::budget::Budget;
+use super::compare::{Compare, Compared};
+use super::incoming::{Incoming, Stage};
+use super::{Direction, Receipt, Report, TransferFailure, TransferId};
+use crate::config::{BLOCK_BYTES_LEAST, OFFERS_MAX, OPEN_TRANSFERS_MAX};
+use crate::error::{Error, Refusal, Result};
+use crate::name::SafePath;
+use crate::storage::{Committed, Failure, Meta, Store};
+use crate::wire::{self, Chunk, Message, Offer, Subject};
+use crate::worker::{Lock, Worker};
+
+/// What [`Inbound`] needs from above.
+pub(crate) struct InboundContext {
+    /// `None` refuses files.
+    pub(crate) store: Option<Arc<Store>>,
+    pub(crate) budget: Arc<Budget>,
+    /// Hears what becomes of each file.
+    pub(crate) report: Arc<dyn Fn(Report) + Send + Sync>,
+    /// There is something to say.
+    pub(crate) wake: Arc<dyn Fn() + Send + Sync>,
+    /// The peer broke a rule.
+    pub(crate) violated: Box<dyn Fn(Error) + Send + Sync>,
+    /// The application's number for the next file.
+    pub(crate) next_id: Box<dyn Fn() -> TransferId + Send + Sync>,
+}
+
+/// See the module.
+pub(crate) struct Inbound {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    context: InboundContext,
+    ledger: Mutex<Ledger>,
+    /// Used by the disk thread alone, but for the end.
+    files: Mutex<Files>,
+    disk: OnceLock<Worker<Job>>,
+    compare: OnceLock<Worker<(u32, Compare)>>,
+}
+
+/// What the reader counts and what the send turn says.
+#[derive(Default)]
+struct Ledger {
+    last_number: u32,
+    /// Offered and not ended.
+    open: BTreeSet<u32>,
+    unanswered: u32,
+    replies: VecDeque<Message>,
+    /// Bytes of each transfer that were written or found damaged; ACK is due for those in `acks`.
+    received: BTreeMap<u32, u64>,
+    acks: BTreeSet<u32>,
+    /// All chunk bytes that came.
+    arrived: u64,
+    /// Those that are written or thrown away.
+    consumed: u64,
+    credit: u64,
+    credit_highest: u64,
+    /// What of the credit is taken from the budget.
+    held: u64,
+    in_budget: bool,
+    closed: bool,
+}
+
+#[derive(Default)]
+struct Files {
+    open: HashMap<u32, Incoming>,
+    /// Larger files that are received or compared.
+    large: usize,
+    waiting: VecDeque<u32>,
+}
+
+enum Job {
+    Offer(Offer),
+    Chunk(Chunk),
+    Damaged { number: u32, offset: u64, length: u64 },
+    Sums { number: u32, first_block: u32, crcs: Vec<u32> },
+    Finish { number: u32, size: u64, crc: u32, grew: bool },
+    Cancel { number: u32 },
+    Compared { number: u32, compared: Compared },
+    Committed { number: u32, result: std::result::Result<Committed, Failure> },
+}
+
+impl Inbound {
+    pub(crate) fn new(context: InboundContext) -> Inbound {
+        let inner = Arc::new(Inner {
+            context,
+            ledger: Mutex::default(),
+            files: Mutex::default(),
+            disk: OnceLock::new(),
+            compare: OnceLock::new(),
+        });
+        let weak = Arc::downgrade(&inner);
+        let disk = Worker::new("disk", 64, move |jobs: Vec<Job>| {
+            if let Some(inner) = weak.upgrade() {
+                jobs.into_iter().for_each(|job| inner.work(job));
+                (inner.context.wake)();
+                inner.context.budget.wake_waiting();
+            }
+        });
+        let weak = Arc::downgrade(&inner);
+        let compare = Worker::new("compare", 1, move |jobs: Vec<(u32, Compare)>| {
+            for (number, compare) in jobs {
+                // The partial in it is let go before the disk thread hears of it.
+                let compared = compare.run();
+                post(&weak, Job::Compared { number, compared });
+            }
+        });
+        // Fresh cells take a value.
+        let _ = inner.disk.set(disk);
+        let _ = inner.compare.set(compare);
+        Inbound { inner }
+    }
+
+    /// PROTOCOL 5.1 and 5.4: an offer came.
+    ///
+    /// # Errors
+    /// [`Error::Violation`], here and in the others.
+    pub(crate) fn on_offer(&self, offer: Offer) -> Result<()> {
+        {
+            let mut ledger = self.inner.ledger.take();
+            if offer.transfer <= ledger.last_number {
+                return Err(Error::violation("5.1", "a transfer number used twice"));
+            }
+            if ledger.unanswered >= OFFERS_MAX {
+                return Err(Error::violation("5.4", "too many unanswered offers"));
+            }
+            ledger.last_number = offer.transfer;
+            ledger.unanswered += 1;
+            ledger.open.insert(offer.transfer);
+        }
+        self.post(Job::Offer(offer))
+    }
+
+    /// PROTOCOL 6.1 and 6.2: data came.
+    pub(crate) fn on_chunk(&self, chunk: Chunk) -> Result<()> {
+        let length = u64::try_from(chunk.data.len()).unwrap_or(u64::MAX);
+        if self.arrived(chunk.transfer, length)? {
+            self.post(Job::Chunk(chunk))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// PROTOCOL 1.5: data came damaged.
+    pub(crate) fn on_damaged_chunk(&self, number: u32, offset: u64, length: usize) -> Result<()> {
+        let length = u64::try_from(length).unwrap_or(u64::MAX);
+        let known = self.arrived(number, length)?;
+        if known {
+            self.post(Job::Damaged { number, offset, length })
+        } else {
+            Ok(())
+        }
+    }
+
+    /// PROTOCOL 6.5.
+    pub(crate) fn on_sums(&self, number: u32, first_block: u32, crcs: Vec<u32>) -> Result<()> {
+        self.known(number)?;
+        self.post(Job::Sums { number, first_block, crcs })
+    }
+
+    /// PROTOCOL 6.7.
+    pub(crate) fn on_finish(&self, number: u32, size: u64, crc: u32, grew: bool) -> Result<()> {
+        self.known(number)?;
+        self.post(Job::Finish { number, size, crc, grew })
+    }
+
+    /// PROTOCOL 6.10.
+    pub(crate) fn on_cancel(&self, number: u32) -> Result<()> {
+        self.known(number)?;
+        self.post(Job::Cancel { number })
+    }
+
+    /// Appends what is to be said: answers first, then acknowledgements; about 32 KiB at a time.
+    pub(crate) fn control(&self, out: &mut Vec<u8>) {
+        const ENOUGH_BYTES: usize = 32 * 1024;
+        let inner = &self.inner;
+        let mut ledger = inner.ledger.take();
+        while out.len() < ENOUGH_BYTES {
+            let wants_credit = matches!(ledger.replies.front(), Some(Message::Send { .. }));
+            if wants_credit && !inner.top_up(&mut ledger) {
+                break;
+            }
+            let Some(mut message) = ledger.replies.pop_front() else { break };
+            if let Message::Send { credit, .. } = &mut message {
+                *credit = ledger.credit;
+            }
+            message.encode(out);
+        }
+        while out.len() < ENOUGH_BYTES {
+            let Some(transfer) = ledger.acks.pop_first() else { break };
+            inner.top_up(&mut ledger);
+            let (received, credit) = (ledger.received.get(&transfer).copied().unwrap_or(0), ledger.credit);
+            Message::Ack { transfer, received, credit }.encode(out);
+        }
+    }
+
+    /// Whether nothing is open and nothing is left to say.
+    pub(crate) fn is_idle(&self) -> bool {
+        let ledger = self.inner.ledger.take();
+        ledger.open.is_empty() && ledger.replies.is_empty()
+    }
+
+    /// Whether [`Inbound::control`] would add nothing.
+    pub(crate) fn has_nothing_to_say(&self) -> bool {
+        let ledger = self.inner.ledger.take();
+        let waits_for_credit = matches!(ledger.replies.front(), Some(Message::Send { .. })) && ledger.held == 0;
+        (ledger.replies.is_empty() || waits_for_credit) && ledger.acks.is_empty()
+    }
+
+    /// Whether no file is being committed and nothing is left to say, after the peer's GOODBYE.
+    pub(crate) fn owes_nothing(&self) -> bool {
+        let committing = |file: &Incoming| matches!(file.stage, Stage::Committing { .. });
+        self.has_nothing_to_say() && self.inner.files.try_lock().is_ok_and(|files| !files.open.values().any(committing))
+    }
+
+    /// The connection is gone: lets go of every file. Commits under way still end.
+    pub(crate) fn close(&self) {
+        let inner = &self.inner;
+        {
+            let mut ledger = inner.ledger.take();
+            ledger.closed = true;
+            ledger.replies.clear();
+            inner.release(&mut ledger);
+        }
+        let files = std::mem::take(&mut *inner.files.take());
+        drop(files);
+        inner.context.budget.wake_waiting();
+    }
+
+    fn post(&self, job: Job) -> Result<()> {
+        let Some(disk) = self.inner.disk.get() else { return Ok(()) };
+        disk.push(job).map_err(Error::system("start a thread"))
+    }
+
+    fn known(&self, number: u32) -> Result<()> {
+        if number == 0 || number > self.inner.ledger.take().last_number {
+            return Err(Error::violation("5.1", "data for a transfer never offered"));
+        }
+        Ok(())
+    }
+
+    /// PROTOCOL 6.2 and 6.10: counts chunk bytes; `false` when their transfer has ended and they are thrown away.
+    fn arrived(&self, number: u32, length: u64) -> Result<bool> {
+        self.known(number)?;
+        let mut ledger = self.inner.ledger.take();
+        ledger.arrived += length;
+        if ledger.arrived > ledger.credit_highest {
+            return Err(Error::violation("6.2", "more data than the credit allows"));
+        }
+        if ledger.open.contains(&number) {
+            return Ok(true);
+        }
+        self.inner.consume(&mut ledger, length);
+        Ok(false)
+    }
+}
+
+/// Gives the disk thread a job, unless the connection is gone.
+fn post(inner: &Weak<Inner>, job: Job) {
+    let Some(inner) = inner.upgrade() else { return };
+    if let Some(disk) = inner.disk.get() {
+        if let Err(error) = disk.push(job) {
+            (inner.context.violated)(Error::System { action: "start a thread", source: error });
+        }
+    }
+}
+
+impl Inner {
+    fn work(self: &Arc<Self>, job: Job) {
+        if self.ledger.take().closed {
+            return;
+        }
+        let mut files = self.files.take();
+        let result = match job {
+            Job::Offer(offer) => {
+                self.offered(&mut files, offer);
+                Ok(())
+            }
+            Job::Chunk(chunk) => self.chunk(&mut files, chunk),
+            Job::Damaged { number, offset, length } => self.damaged(&mut files, number, offset, length),
+            Job::Sums { number, first_block, crcs } => self.sums(&mut files, number, first_block, crcs),
+            Job::Finish { number, size, crc, grew } => self.finish(&mut files, number, size, crc, grew),
+            Job::Cancel { number } => {
+                self.fail(&mut files, number, Error::GivenUp);
+                Ok(())
+            }
+            Job::Compared { number, compared } => self.compared(&mut files, number, compared),
+            Job::Committed { number, result } => {
+                self.committed(&mut files, number, result);
+                Ok(())
+            }
+        };
+        drop(files);
+        if let Err(error) = result {
+            (self.context.violated)(error);
+        }
+    }
+
+    fn offered(self: &Arc<Self>, files: &mut Files, offer: Offer) {
+        let number = offer.transfer;
+        let path = SafePath::parse(&offer.path);
+        let id = (self.context.next_id)();
+        let refusal = match (&self.context.store, &path) {
+            (None, _) => Some(Refusal::NoDirectory),
+            _ if offer.kind != 0 => Some(Refusal::Unsupported),
+            (_, Err(_)) => Some(Refusal::BadName),
+            _ => None,
+        };
+        let Ok(path) = path.map_err(|_| ()).or_else(|()| SafePath::parse(b"unsafe-name")) else { return };
+        let meta = Meta {
+            path,
+            size: offer.size,
+            mtime: offer.mtime.into(),
+            mode: offer.mode,
+            content_crc: offer.content_crc,
+        };
+        let large = !meta.is_small();
+        files.open.insert(number, Incoming::new(id, meta));
+        if let Some(refusal) = refusal {
+            return self.refuse(files, number, Failure { refusal, cause: None });
+        }
+        if large && files.large >= OPEN_TRANSFERS_MAX {
+            files.waiting.push_back(number);
+            return;
+        }
+        files.large += usize::from(large);
+        self.begin(files, number);
+    }
+
+    /// Answers an offer: there already, SEND, or REFUSED.
+    fn begin(self: &Arc<Self>, files: &mut Files, number: u32) {
+        let (Some(store), Some(file)) = (&self.context.store, files.open.get_mut(&number)) else { return };
+        let answer = (|| {
+            store.admit(&file.meta)?;
+            let mut candidates = store.same_size(&file.meta)?;
+            if file.meta.is_small() {
+                let mut buffer = Vec::new();
+                let equal = |existing: &crate::storage::Existing| {
+                    file.meta.size == 0 || existing.block_crc(0, &mut buffer) == Some(file.meta.content_crc)
+                };
+                if let Some(position) = candidates.iter().position(equal) {
+                    return Ok(Some(candidates.swap_remove(position)));
+                }
+                candidates.clear();
+            }
+            if candidates.is_empty() {
+                if store.refuses_name(&file.meta)? {
+                    return Err(Failure { refusal: Refusal::Exists, cause: None });
+                }
+                let partial = if file.meta.is_small() { None } else { Some(store.open_partial(&file.meta)?) };
+                file.have = partial.as_ref().map_or(0, crate::storage::Partial::have);
+                file.stage = Stage::Receiving(partial.map(Arc::new));
+            } else {
+                file.have = file.meta.size;
+                file.stage = Stage::Candidates(candidates);
+            }
+            Ok(None)
+        })();
+        match answer {
+            Err(failure) => self.refuse(files, number, failure),
+            Ok(Some(existing)) => {
+                let crc = file.meta.content_crc;
+                self.confirm(file, number, existing, crc);
+            }
+            Ok(None) => self.reply(Message::Send { transfer: number, have: file.have, credit: 0 }),
+        }
+    }
+
+    fn confirm(self: &Arc<Self>, file: &mut Incoming, number: u32, existing: crate::storage::Existing, crc: u32) {
+        let Some(store) = &self.context.store else { return };
+        file.stage = Stage::Committing { already: true, crc };
+        self.context.budget.begin_commit();
+        store.confirm(existing, self.done(number));
+    }
+
+    fn done(self: &Arc<Self>, number: u32) -> crate::storage::Done {
+        let (weak, budget) = (Arc::downgrade(self), Arc::clone(&self.context.budget));
+        Box::new(move |result| {
+            budget.end_commit();
+            post(&weak, Job::Committed { number, result });
+        })
+    }
+
+    fn chunk(self: &Arc<Self>, files: &mut Files, chunk: Chunk) -> Result<()> {
+        let length = u64::try_from(chunk.data.len()).unwrap_or(u64::MAX);
+        let number = chunk.transfer;
+        let written = (|| {
+            let Some(file) = files.open.get_mut(&number) else { return Ok(Ok(())) };
+            file.expect_chunk(chunk.offset, length)?;
+            let Stage::Receiving(partial) = &mut file.stage else {
+                return Err(Error::violation("6.1", "CHUNK that was not asked for"));
+            };
+            let Some(store) = &self.context.store else { return Ok(Ok(())) };
+            let written = match partial {
+                Some(partial) => partial.write_at(chunk.offset, &chunk.data),
+                None => store.open_partial(&file.meta).and_then(|new| {
+                    let new = partial.insert(Arc::new(new));
+                    new.write_at(chunk.offset, &chunk.data)
+                }),
+            };
+            if written.is_ok() {
+                file.travelled += length;
+                if file.coverage.add(chunk.offset, length, chunk.crc).is_err() {
+                    return Err(Error::violation("6.1", "CHUNK over verified bytes"));
+                }
+                if !file.meta.is_small() {
+                    (self.context.report)(Report::Progress(file.progress()));
+                }
+            }
+            Ok(written)
+        })()?;
+        self.settled(number, length);
+        match written {
+            Err(failure) => self.refuse(files, number, failure),
+            Ok(()) => self.advance(files, number)?,
+        }
+        Ok(())
+    }
+
+    fn damaged(self: &Arc<Self>, files: &mut Files, number: u32, offset: u64, length: u64) -> Result<()> {
+        let Some(file) = files.open.get_mut(&number) else {
+            self.settled(number, length);
+            return Ok(());
+        };
+        file.expect_chunk(offset, length)?;
+        let damaged = file.chunk_damaged(offset, length);
+        match damaged {
+            Ok(()) => self.ask(file, number),
+            Err(refusal) => self.refuse(files, number, Failure { refusal, cause: None }),
+        }
+        self.settled(number, length);
+        Ok(())
+    }
+
+    fn sums(self: &Arc<Self>, files: &mut Files, number: u32, first_block: u32, crcs: Vec<u32>) -> Result<()> {
+        let Some(file) = files.open.get_mut(&number) else { return Ok(()) };
+        file.expect_sums(first_block, crcs.len())?;
+        let all = file.all_sums_received();
+        let compare = match &mut file.stage {
+            Stage::Receiving(Some(partial)) => {
+                Compare::Partial { partial: Arc::clone(partial), first_block: first_block.into(), crcs }
+            }
+            Stage::Candidates(candidates) => {
+                file.sums.extend(crcs);
+                if !all {
+                    return Ok(());
+                }
+                Compare::Existing { candidates: std::mem::take(candidates), crcs: std::mem::take(&mut file.sums) }
+            }
+            _ => return Err(Error::violation("6.5", "SUMS that were not asked for")),
+        };
+        file.comparing += 1;
+        self.compare(number, compare)
+    }
+
+    fn compare(&self, number: u32, compare: Compare) -> Result<()> {
+        let Some(worker) = self.compare.get() else { return Ok(()) };
+        worker.push((number, compare)).map_err(Error::system("start a thread"))
+    }
+
+    fn compared(self: &Arc<Self>, files: &mut Files, number: u32, compared: Compared) -> Result<()> {
+        let Some(file) = files.open.get_mut(&number) else { return Ok(()) };
+        file.comparing -= 1;
+        match compared {
+            Compared::Partial(blocks) => {
+                for (index, crc) in blocks {
+                    let (offset, length) = file.block_range(index);
+                    match crc {
+                        Some(crc) if file.coverage.add(offset, length, crc).is_ok() => {}
+                        _ => file.want(offset, length),
+                    }
+                }
+                self.ask(file, number);
+                self.advance(files, number)
+            }
+            Compared::Existing(Ok(existing)) => {
+                let crc = file.finish.map_or(0, |(crc, _)| crc);
+                self.confirm(file, number, existing, crc);
+                Ok(())
+            }
+            Compared::Existing(Err(sums)) => self.receive_after_all(files, number, sums),
+        }
+    }
+
+    /// Nothing that was there is equal: the data is wanted, but for what a partial holds.
+    fn receive_after_all(self: &Arc<Self>, files: &mut Files, number: u32, mut sums: Vec<u32>) -> Result<()> {
+        let (Some(store), Some(file)) = (&self.context.store, files.open.get_mut(&number)) else { return Ok(()) };
+        let opened = match store.refuses_name(&file.meta) {
+            Ok(true) => Err(Failure { refusal: Refusal::Exists, cause: None }),
+            Ok(false) => store.open_partial(&file.meta),
+            Err(failure) => Err(failure),
+        };
+        let partial = match opened {
+            Ok(partial) => Arc::new(partial),
+            Err(failure) => {
+                self.refuse(files, number, failure);
+                return Ok(());
+            }
+        };
+        let held = partial.have();
+        let blocks = usize::try_from(held.div_ceil(file.block_bytes())).unwrap_or(usize::MAX);
+        sums.truncate(blocks);
+        file.stage = Stage::Receiving(Some(Arc::clone(&partial)));
+        if held < file.meta.size {
+            file.want(held, file.meta.size - held);
+        }
+        self.ask(file, number);
+        if sums.is_empty() {
+            return Ok(());
+        }
+        file.comparing += 1;
+        self.compare(number, Compare::Partial { partial, first_block: 0, crcs: sums })
+    }
+
+    fn finish(self: &Arc<Self>, files: &mut Files, number: u32, size: u64, crc: u32, grew: bool) -> Result<()> {
+        let Some(file) = files.open.get_mut(&number) else { return Ok(()) };
+        if size != file.meta.size || file.finish.is_some() || matches!(file.stage, Stage::Waiting) {
+            return Err(Error::violation("6.7", "FINISH with another size, twice, or unasked"));
+        }
+        file.finish = Some((crc, grew));
+        // A file that was there may have been found equal before its CRC was known.
+        if let Stage::Committing { already: true, crc: known } = &mut file.stage {
+            *known = crc;
+            return Ok(());
+        }
+        self.advance(files, number)
+    }
+
+    /// Commits a file when it is complete; asks for more of it when it is not.
+    fn advance(self: &Arc<Self>, files: &mut Files, number: u32) -> Result<()> {
+        let (Some(store), Some(file)) = (&self.context.store, files.open.get_mut(&number)) else { return Ok(()) };
+        if !matches!(file.stage, Stage::Receiving(_)) || file.finish.is_none() || file.comparing > 0 {
+            return Ok(());
+        }
+        let Some((crc, expected)) = file.complete() else {
+            self.ask(file, number);
+            let awaits = file.awaits_more();
+            return if awaits { Ok(()) } else { Err(Error::violation("6.7", "FINISH before everything was sent")) };
+        };
+        let Stage::Receiving(partial) = std::mem::replace(&mut file.stage, Stage::Committing { already: false, crc })
+        else {
+            return Ok(());
+        };
+        if crc != expected {
+            self.refuse(files, number, Failure { refusal: Refusal::Damaged, cause: None });
+            return Ok(());
+        }
+        let partial = match partial {
+            Some(partial) => Arc::try_unwrap(partial).map_err(|_| Refusal::Failed),
+            None => match store.open_partial(&file.meta) {
+                Ok(partial) => Ok(partial),
+                Err(failure) => {
+                    self.refuse(files, number, failure);
+                    return Ok(());
+                }
+            },
+        };
+        match partial {
+            Ok(partial) => {
+                self.context.budget.begin_commit();
+                store.commit(partial, file.meta.clone(), self.done(number));
+            }
+            Err(refusal) => self.refuse(files, number, Failure { refusal, cause: None }),
+        }
+        Ok(())
+    }
+
+    fn committed(self: &Arc<Self>, files: &mut Files, number: u32, result: std::result::Result<Committed, Failure>) {
+        let committed = match result {
+            Ok(committed) => committed,
+            Err(failure) => return self.refuse(files, number, failure),
+        };
+        let Some(file) = files.open.get(&number) else { return };
+        let Stage::Committing { already, crc } = file.stage else { return };
+        let resumed = file.meta.size.saturating_sub(file.travelled);
+        let stored = committed.stored.to_bytes();
+        let receipt = wire::Receipt {
+            transfer: number,
+            durable: committed.durable,
+            already,
+            size: file.meta.size,
+            resumed,
+            crc,
+            stored: stored.clone(),
+        };
+        let report = Receipt {
+            transfer: file.id,
+            direction: Direction::Incoming,
+            peer: None,
+            source: None,
+            name: file.meta.path.to_bytes(),
+            stored,
+            bytes: file.meta.size,
+            crc32: crc,
+            durable: committed.durable,
+            already,
+            resumed_bytes: resumed,
+            grew: file.finish.is_some_and(|(_, grew)| grew),
+            elapsed: file.started.elapsed(),
+        };
+        self.reply(Message::Receipt(receipt));
+        (self.context.report)(Report::Stored(report));
+        self.end(files, number);
+    }
+
+    fn refuse(self: &Arc<Self>, files: &mut Files, number: u32, failure: Failure) {
+        self.reply(Message::Refused { subject: Subject::Transfer(number), refusal: failure.refusal });
+        self.fail(files, number, failure.cause.unwrap_or(Error::Refused(failure.refusal)));
+    }
+
+    fn fail(self: &Arc<Self>, files: &mut Files, number: u32, error: Error) {
+        let Some(file) = files.open.get(&number) else { return };
+        (self.context.report)(Report::Failed(TransferFailure {
+            transfer: file.id,
+            direction: Direction::Incoming,
+            peer: None,
+            source: None,
+            name: file.meta.path.to_bytes(),
+            error,
+        }));
+        self.end(files, number);
+    }
+
+    /// Forgets a transfer, and lets the next waiting one begin.
+    fn end(self: &Arc<Self>, files: &mut Files, number: u32) {
+        let Some(file) = files.open.remove(&number) else { return };
+        files.waiting.retain(|&other| other != number);
+        {
+            let mut ledger = self.ledger.take();
+            ledger.open.remove(&number);
+            ledger.received.remove(&number);
+            ledger.acks.remove(&number);
+            if ledger.open.is_empty() {
+                self.release(&mut ledger);
+            }
+        }
+        if file.meta.size > BLOCK_BYTES_LEAST && !matches!(file.stage, Stage::Waiting) {
+            files.large = files.large.saturating_sub(1);
+        }
+        if files.large < OPEN_TRANSFERS_MAX {
+            if let Some(next) = files.waiting.pop_front() {
+                files.large += 1;
+                self.begin(files, next);
+            }
+        }
+    }
+
+    fn ask(&self, file: &mut Incoming, number: u32) {
+        for (offset, length) in file.ask() {
+            self.reply(Message::Repair { transfer: number, offset, length });
+        }
+    }
+
+    fn reply(&self, message: Message) {
+        let mut ledger = self.ledger.take();
+        let answers = match &message {
+            Message::Send { .. } => true,
+            Message::Receipt(wire::Receipt { transfer, .. })
+            | Message::Refused { subject: Subject::Transfer(transfer), .. } => !ledger.received.contains_key(transfer),
+            _ => false,
+        };
+        if answers {
+            ledger.unanswered = ledger.unanswered.saturating_sub(1);
+        }
+        if let Message::Send { transfer, .. } = &message {
+            ledger.received.insert(*transfer, 0);
+        }
+        ledger.replies.push_back(message);
+    }
+
+    /// Chunk bytes of a transfer are written, or found damaged: they are acknowledged, and give room.
+    fn settled(&self, number: u32, length: u64) {
+        {
+            let mut ledger = self.ledger.take();
+            if let Some(received) = ledger.received.get_mut(&number) {
+                *received += length;
+                ledger.acks.insert(number);
+            }
+            self.consume(&mut ledger, length);
+        }
+        (self.context.wake)();
+    }
+
+    fn consume(&self, ledger: &mut Ledger, length: u64) {
+        ledger.consumed += length;
+        let back = ledger.held.min(length);
+        ledger.held -= back;
+        self.context.budget.give_back(back);
+    }
+
+    /// Raises the credit to this connection's share; tells whether there is any.
+    fn top_up(&self, ledger: &mut Ledger) -> bool {
+        if !ledger.in_budget {
+            ledger.in_budget = true;
+            self.context.budget.join();
+        }
+        let share = self.context.budget.share();
+        if ledger.held < share {
+            let taken = self.context.budget.take(share - ledger.held, &self.context.wake);
+            ledger.held += taken;
+        }
+        ledger.credit = ledger.consumed.max(ledger.credit).max(ledger.consumed + ledger.held);
+        ledger.credit_highest = ledger.credit_highest.max(ledger.credit);
+        ledger.held > 0
+    }
+
+    /// No transfer is open, so no credit can be used: gives it back.
+    fn release(&self, ledger: &mut Ledger) {
+        if ledger.in_budget {
+            ledger.in_budget = false;
+            self.context.budget.give_back(std::mem::take(&mut ledger.held));
+            self.context.budget.leave();
+            ledger.credit = ledger.consumed;
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! One file on its way in: what is verified, what is asked for again, whether it is complete.
+//!
+//! It does no input or output; [`Inbound`](super::Inbound) does what it says.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::coverage::Coverage;
+use super::{Direction, Progress, TransferId};
+use crate::config::{block_bytes, DAMAGED_CHUNKS_MAX, REPAIRS_MAX};
+use crate::error::{Error, Refusal, Result};
+use crate::storage::{Existing, Meta, Partial};
+
+/// An offered file.
+pub(super) struct Incoming {
+    pub(super) id: TransferId,
+    pub(super) meta: Meta,
+    pub(super) started: Instant,
+    pub(super) stage: Stage,
+    /// What SEND said.
+    pub(super) have: u64,
+    pub(super) coverage: Coverage,
+    /// Bytes of good chunks.
+    pub(super) travelled: u64,
+    /// Ranges asked for and not yet here.
+    asked: Vec<(u64, u64)>,
+    /// Ranges to ask for.
+    wanted: VecDeque<(u64, u64)>,
+    damaged: u32,
+    /// Comparisons under way.
+    pub(super) comparing: u32,
+    /// Sums received so far; kept while files that were there are compared.
+    pub(super) sums: Vec<u32>,
+    pub(super) sums_received: u64,
+    /// FINISH: the CRC of the whole, and whether the source grew.
+    pub(super) finish: Option<(u32, bool)>,
+}
+
+/// How far an offered file is.
+pub(super) enum Stage {
+    /// Waits for one of the open places.
+    Waiting,
+    /// SEND was answered; a partial is opened when it is needed.
+    Receiving(Option<Arc<Partial>>),
+    /// Compared with files of its size that were there.
+    Candidates(Vec<Existing>),
+    /// With the storage.
+    Committing { already: bool, crc: u32 },
+}
+
+impl Incoming {
+    pub(super) fn new(id: TransferId, meta: Meta) -> Incoming {
+        Incoming {
+            id,
+            meta,
+            started: Instant::now(),
+            stage: Stage::Waiting,
+            have: 0,
+            coverage: Coverage::default(),
+            travelled: 0,
+            asked: Vec::new(),
+            wanted: VecDeque::new(),
+            damaged: 0,
+            comparing: 0,
+            sums: Vec::new(),
+            sums_received: 0,
+            finish: None,
+        }
+    }
+
+    /// PROTOCOL 6.1: whether this chunk was asked for. Takes it off what is asked.
+    pub(super) fn expect_chunk(&mut self, offset: u64, length: u64) -> Result<()> {
+        let end = offset.checked_add(length).filter(|&end| end <= self.meta.size && length > 0);
+        let Some(end) = end else { return Err(Error::violation("6.1", "CHUNK outside the file")) };
+        if self.coverage.overlaps(offset, length) {
+            return Err(Error::violation("6.1", "CHUNK over verified bytes"));
+        }
+        let covering = self.asked.iter().position(|&(at, asked)| at <= offset && end <= at + asked);
+        match covering {
+            Some(position) => {
+                let (at, asked) = self.asked.swap_remove(position);
+                let (before, after) = ((at, offset - at), (end, at + asked - end));
+                self.asked.extend([before, after].into_iter().filter(|&(_, length)| length > 0));
+                Ok(())
+            }
+            None if offset >= self.have => Ok(()),
+            None => Err(Error::violation("6.1", "CHUNK that was not asked for")),
+        }
+    }
+
+    /// A range is wanted again, because its chunk was damaged.
+    ///
+    /// # Errors
+    /// [`Refusal::Damaged`] once that happened too often.
+    pub(super) fn chunk_damaged(&mut self, offset: u64, length: u64) -> std::result::Result<(), Refusal> {
+        self.damaged += 1;
+        self.wanted.push_back((offset, length));
+        if self.damaged > DAMAGED_CHUNKS_MAX {
+            Err(Refusal::Damaged)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// A range is wanted; joined to the last one where they touch.
+    pub(super) fn want(&mut self, offset: u64, length: u64) {
+        match self.wanted.back_mut() {
+            Some((at, wanted)) if *at + *wanted == offset => *wanted += length,
+            _ => self.wanted.push_back((offset, length)),
+        }
+    }
+
+    /// PROTOCOL 6.6: the ranges to ask for now.
+    pub(super) fn ask(&mut self) -> Vec<(u64, u64)> {
+        let room = REPAIRS_MAX.saturating_sub(self.asked.len()).min(self.wanted.len());
+        let ranges: Vec<_> = self.wanted.drain(..room).collect();
+        self.asked.extend_from_slice(&ranges);
+        ranges
+    }
+
+    /// PROTOCOL 6.5: sums arrive in order, and as many as there are blocks below `have`.
+    pub(super) fn expect_sums(&mut self, first_block: u32, count: usize) -> Result<()> {
+        let blocks = self.have.div_ceil(self.block_bytes());
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
+        if u64::from(first_block) != self.sums_received || count > blocks - self.sums_received {
+            return Err(Error::violation("6.5", "SUMS out of order"));
+        }
+        self.sums_received += count;
+        Ok(())
+    }
+
+    pub(super) fn all_sums_received(&self) -> bool {
+        self.sums_received == self.have.div_ceil(self.block_bytes())
+    }
+
+    pub(super) fn block_bytes(&self) -> u64 {
+        block_bytes(self.meta.size)
+    }
+
+    /// Where a block is, and how long.
+    pub(super) fn block_range(&self, index: u64) -> (u64, u64) {
+        let offset = index * self.block_bytes();
+        (offset, self.block_bytes().min(self.meta.size.saturating_sub(offset)))
+    }
+
+    /// The CRC of the whole, once everything is there, verified, and FINISH has come.
+    pub(super) fn complete(&self) -> Option<(u32, u32)> {
+        let (expected, _) = self.finish?;
+        self.coverage.whole(self.meta.size).map(|crc| (crc, expected))
+    }
+
+    /// Whether something that is missing is still on its way.
+    pub(super) fn awaits_more(&self) -> bool {
+        self.comparing > 0 || !self.asked.is_empty() || !self.wanted.is_empty() || !self.all_sums_received()
+    }
+
+    pub(super) fn progress(&self) -> Progress {
+        Progress {
+            transfer: self.id,
+            direction: Direction::Incoming,
+            name: self.meta.path.to_bytes(),
+            bytes: self.meta.size.min(self.have + self.travelled),
+            size_bytes: self.meta.size,
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Files under way: [`Outbound`] sends, [`Inbound`] receives. Both are state machines over messages and `storage`.
+//!
+//! Nothing here knows a socket: `session` passes in what arrived and takes out what is to be sent. What the application should
+//! know leaves as a [`Report`]. Chunks are read and written on disk threads, so a slow disk withholds acknowledgements and
+//! never holds up a text.
+
+mod budget;
+mod compare;
+mod coverage;
+mod inbound;
+mod incoming;
+mod outbound;
+mod outgoing;
+mod window;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::name::Nickname;
+use crate::{storage, wire};
+
+pub(crate) use budget::Budget;
+pub(crate) use inbound::{Inbound, InboundContext};
+pub(crate) use outbound::Outbound;
+
+/// Which side a transfer's bytes go to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// To the other side.
+    Outgoing,
+    /// To this side.
+    Incoming,
+}
+
+/// Names a transfer to the application: unique in its direction for the life of the server or client.
+pub type TransferId = u32;
+
+/// How far a transfer is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// Which.
+    pub transfer: TransferId,
+    /// Which way.
+    pub direction: Direction,
+    /// The file's name as offered, unescaped.
+    pub name: Vec<u8>,
+    /// Bytes written on the receiving side, held ones included.
+    pub bytes: u64,
+    /// The offered size.
+    pub size_bytes: u64,
+}
+
+/// A file that is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    /// Which transfer.
+    pub transfer: TransferId,
+    /// Which way.
+    pub direction: Direction,
+    /// The other side's nickname; `None`: a server.
+    pub peer: Option<Nickname>,
+    /// The file that was sent (outgoing only).
+    pub source: Option<PathBuf>,
+    /// The name as offered, unescaped.
+    pub name: Vec<u8>,
+    /// The path it has on the receiving side, below its directory, unescaped.
+    pub stored: Vec<u8>,
+    /// The size of the stored file.
+    pub bytes: u64,
+    /// The CRC32 of the stored file.
+    pub crc32: u32,
+    /// Data, name and directories are synced.
+    pub durable: bool,
+    /// The same content was there before.
+    pub already: bool,
+    /// Bytes that did not travel on this connection.
+    pub resumed_bytes: u64,
+    /// The source was longer at the end than offered; what was offered is what was stored.
+    pub grew: bool,
+    /// From the offer to the receipt.
+    pub elapsed: Duration,
+}
+
+/// A transfer that ended without a stored file.
+#[derive(Debug)]
+pub struct TransferFailure {
+    /// Which transfer.
+    pub transfer: TransferId,
+    /// Which way.
+    pub direction: Direction,
+    /// The other side's nickname; `None`: a server.
+    pub peer: Option<Nickname>,
+    /// The file that was to be sent (outgoing only).
+    pub source: Option<PathBuf>,
+    /// The name as offered, unescaped.
+    pub name: Vec<u8>,
+    /// Why: [`Error::Refused`] when the other side refused an outgoing file, or this side an incoming one.
+    pub error: Error,
+}
+
+/// What the application should know of a transfer; `peer` is filled in by whoever knows it.
+#[derive(Debug)]
+pub(crate) enum Report {
+    /// See [`Progress`].
+    Progress(Progress),
+    /// See [`Receipt`].
+    Stored(Receipt),
+    /// See [`TransferFailure`].
+    Failed(TransferFailure),
+}
+
+impl From<wire::Time> for storage::Time {
+    fn from(wire::Time { seconds, nanoseconds }: wire::Time) -> storage::Time {
+        storage::Time { seconds, nanoseconds }
+    }
+}
+
+impl From<storage::Time> for wire::Time {
+    fn from(storage::Time { seconds, nanoseconds }: storage::Time) -> wire::Time {
+        wire::Time { seconds, nanoseconds }
+    }
+}
+
+/// The CRC of two parts, from the parts' CRCs and the length of the second.
+fn combine_crc(first: u32, second: u32, second_bytes: u64) -> u32 {
+    let mut hasher = crc32fast::Hasher::new_with_initial(first);
+    hasher.combine(&crc32fast::Hasher::new_with_initial_len(second, second_bytes));
+    hasher.finalize()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn combined_parts_have_the_crc_of_the_whole() {
+        let (first, second) = (b"hello ".as_slice(), b"world".as_slice());
+        let combined = combine_crc(crc32fast::hash(first), crc32fast::hash(second), 5);
+        assert_eq!(combined, crc32fast::hash(b"hello world"));
+        assert_eq!(combine_crc(0, crc32fast::hash(second), 5), crc32fast::hash(second));
+        assert_eq!(combine_crc(crc32fast::hash(first), 0, 0), crc32fast::hash(first));
+    }
+}

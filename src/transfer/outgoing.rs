@@ -1,0 +1,229 @@
+//! One file on its way out: what has been offered, sent, acknowledged, and asked for again.
+//!
+//! It does no input or output; [`Outbound`](super::Outbound) asks it for the next step and tells it what came of it.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{combine_crc, Direction, Progress, Receipt, TransferFailure, TransferId};
+use crate::config::{block_bytes, BLOCK_BYTES_LEAST, REPAIRS_MAX};
+use crate::error::{Error, Result};
+use crate::storage::Source;
+use crate::wire::{self, Time};
+
+/// One file that is to be sent, over as many connections as it takes.
+pub(super) struct Outgoing {
+    pub(super) id: TransferId,
+    pub(super) path: PathBuf,
+    /// The path that is offered, as bytes.
+    pub(super) name: Vec<u8>,
+    pub(super) started: Instant,
+    pub(super) offered: Offered,
+    pub(super) phase: Phase,
+}
+
+/// What the last offer said; a source that is another by now is not sent under it.
+#[derive(Clone, Default)]
+pub(super) struct Offered {
+    pub(super) size: u64,
+    pub(super) mtime: Time,
+    /// The CRC of a small file's content.
+    pub(super) content_crc: u32,
+}
+
+pub(super) enum Phase {
+    /// Not offered on this connection yet.
+    Waiting,
+    /// Offered, not answered.
+    Offered,
+    /// Answered with SEND.
+    Sending(Sending),
+}
+
+/// A transfer whose data was asked for.
+pub(super) struct Sending {
+    /// Opened when the first bytes are read.
+    pub(super) source: Option<Arc<Source>>,
+    have: u64,
+    /// Where the next new chunk begins.
+    next: u64,
+    /// The CRC of the new data sent so far.
+    new_crc: u32,
+    /// The CRC of the blocks below `have`, once all their sums are sent.
+    held_crc: Option<u32>,
+    /// Bytes of chunks sent on this connection, repairs included.
+    sent: u64,
+    acknowledged: u64,
+    repairs: VecDeque<(u64, u64)>,
+    finished: bool,
+    pub(super) grew: bool,
+}
+
+/// What a transfer can do next.
+pub(super) enum Step {
+    /// Send these bytes.
+    Chunk { offset: u64, length: u64 },
+    /// Everything was sent once: check the source and say FINISH.
+    Finish,
+}
+
+impl Outgoing {
+    pub(super) fn is_small(&self) -> bool {
+        self.offered.size <= BLOCK_BYTES_LEAST
+    }
+
+    /// PROTOCOL 5.5: SEND was received.
+    pub(super) fn begin(&mut self, have: u64) -> Result<()> {
+        if !matches!(self.phase, Phase::Offered) {
+            return Err(Error::violation("5.4", "SEND for a transfer that waits for no answer"));
+        }
+        let size = self.offered.size;
+        let on_a_block = have == size || have % block_bytes(size) == 0;
+        if have > size || !on_a_block || (have > 0 && self.is_small()) {
+            return Err(Error::violation("5.5", "SEND with an impossible have"));
+        }
+        self.phase = Phase::Sending(Sending {
+            source: None,
+            have,
+            next: have,
+            new_crc: 0,
+            held_crc: (have == 0).then_some(0),
+            sent: 0,
+            acknowledged: 0,
+            repairs: VecDeque::new(),
+            finished: false,
+            grew: false,
+        });
+        Ok(())
+    }
+
+    pub(super) fn sending(&mut self) -> Option<&mut Sending> {
+        match &mut self.phase {
+            Phase::Sending(sending) => Some(sending),
+            _ => None,
+        }
+    }
+
+    pub(super) fn progress(&self) -> Option<Progress> {
+        let Phase::Sending(sending) = &self.phase else { return None };
+        Some(Progress {
+            transfer: self.id,
+            direction: Direction::Outgoing,
+            name: self.name.clone(),
+            bytes: self.offered.size.min(sending.have + sending.acknowledged),
+            size_bytes: self.offered.size,
+        })
+    }
+
+    /// RECEIPT was received: PROTOCOL 6.9.
+    pub(super) fn receipt(&self, receipt: wire::Receipt) -> Result<Receipt> {
+        let (expected_crc, grew) = match &self.phase {
+            Phase::Waiting => return Err(Error::violation("6.9", "RECEIPT for a transfer not offered")),
+            Phase::Offered => (receipt.already.then_some(self.offered.content_crc).filter(|_| self.is_small()), false),
+            Phase::Sending(sending) => (sending.whole_crc(self.offered.size), sending.grew),
+        };
+        let finished = matches!(&self.phase, Phase::Sending(sending) if sending.finished);
+        if !finished && !receipt.already {
+            return Err(Error::violation("6.8", "RECEIPT before everything was sent"));
+        }
+        if receipt.size != self.offered.size || expected_crc.is_some_and(|crc| crc != receipt.crc) {
+            return Err(Error::violation("6.9", "RECEIPT for other content than was sent"));
+        }
+        Ok(Receipt {
+            transfer: self.id,
+            direction: Direction::Outgoing,
+            peer: None,
+            source: Some(self.path.clone()),
+            name: self.name.clone(),
+            stored: receipt.stored,
+            bytes: receipt.size,
+            crc32: receipt.crc,
+            durable: receipt.durable,
+            already: receipt.already,
+            resumed_bytes: receipt.resumed,
+            grew,
+            elapsed: self.started.elapsed(),
+        })
+    }
+
+    pub(super) fn failure(self, error: Error) -> TransferFailure {
+        TransferFailure {
+            transfer: self.id,
+            direction: Direction::Outgoing,
+            peer: None,
+            source: Some(self.path),
+            name: self.name,
+            error,
+        }
+    }
+}
+
+impl Sending {
+    /// The next step, with at most `length_max` bytes; `None` while there is only waiting.
+    pub(super) fn step(&self, size: u64, length_max: u64) -> Option<Step> {
+        if let Some(&(offset, length)) = self.repairs.front() {
+            return (length_max > 0).then_some(Step::Chunk { offset, length: length.min(length_max) });
+        }
+        if self.next < size {
+            let length = (size - self.next).min(length_max);
+            return (length > 0).then_some(Step::Chunk { offset: self.next, length });
+        }
+        (!self.finished && self.held_crc.is_some()).then_some(Step::Finish)
+    }
+
+    /// The chunk that [`Sending::step`] named left, with this CRC.
+    pub(super) fn chunk_sent(&mut self, offset: u64, length: u64, crc: u32) {
+        self.sent += length;
+        if let Some((at, left)) = self.repairs.front_mut().filter(|(at, _)| *at == offset) {
+            (*at, *left) = (*at + length, left.saturating_sub(length));
+            if *left == 0 {
+                self.repairs.pop_front();
+            }
+            return;
+        }
+        self.new_crc = combine_crc(self.new_crc, crc, length);
+        self.next = offset + length;
+    }
+
+    /// All sums of the blocks below `have` are on their way; `crc` is theirs together.
+    pub(super) fn sums_sent(&mut self, crc: u32) {
+        self.held_crc = Some(crc);
+    }
+
+    pub(super) fn finished(&mut self) {
+        self.finished = true;
+    }
+
+    /// The CRC of the whole, once everything was read.
+    pub(super) fn whole_crc(&self, size: u64) -> Option<u32> {
+        let all_read = self.next == size;
+        self.held_crc.filter(|_| all_read).map(|held| combine_crc(held, self.new_crc, size - self.have))
+    }
+
+    /// ACK was received; gives how many bytes it acknowledged anew.
+    pub(super) fn acknowledged(&mut self, received: u64) -> Result<u64> {
+        if received < self.acknowledged || received > self.sent {
+            return Err(Error::violation("6.3", "ACK for bytes that were not sent"));
+        }
+        let newly = received - self.acknowledged;
+        self.acknowledged = received;
+        Ok(newly)
+    }
+
+    /// Bytes under way.
+    pub(super) fn unacknowledged(&self) -> u64 {
+        self.sent - self.acknowledged
+    }
+
+    /// REPAIR was received: PROTOCOL 6.6.
+    pub(super) fn repair(&mut self, size: u64, offset: u64, length: u64) -> Result<()> {
+        let inside = offset.checked_add(length).is_some_and(|end| end <= size);
+        if length == 0 || !inside || self.repairs.len() >= REPAIRS_MAX {
+            return Err(Error::violation("6.6", "REPAIR outside the file, or too many"));
+        }
+        self.repairs.push_back((offset, length));
+        Ok(())
+    }
+}
