@@ -1,0 +1,305 @@
+//! One peer over one connection: hello, the send turn, the reader, keepalive, close.
+//!
+//! A [`Session`] does not outlive its connection; what must (texts without acknowledgement, files without receipt) is in the
+//! [`Mailbox`], which a next connection of the same run takes over. It does not know other peers: what arrives goes to its
+//! [`Owner`], in `hub` or `client`.
+
+mod hello;
+mod mailbox;
+mod reader;
+mod texts;
+mod turn;
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::time::Instant;
+
+pub(crate) use hello::{greet_as_client, greet_as_server, refuse, welcome};
+pub(crate) use mailbox::{Mailbox, TextReport};
+pub(crate) use reader::FrameReader;
+
+use crate::config::{
+    CLOSE_TIMEOUT, FRAME_BYTES_PER_SECOND, FRAME_PROGRESS, NICKNAME_BYTES_MAX, PING_AFTER, SILENCE_MAX,
+    TEXT_WINDOW_BYTES,
+};
+use crate::conn::Conn;
+use crate::error::{Error, Goodbye, Refusal, Result};
+use crate::name::Nickname;
+use crate::transfer::{Inbound, InboundContext};
+use crate::wire::{self, Frame, Message, Presence, Subject};
+use crate::worker::Lock;
+use turn::Turn;
+
+/// Who a session's texts and announcements go to.
+pub(crate) trait Owner: Send + Sync {
+    /// A text came. It is acknowledged when `handled` is dropped. An error refuses it.
+    fn text(&self, text: wire::Text, handled: Handled) -> std::result::Result<(), Refusal>;
+    /// Somebody came or left.
+    fn presence(&self, presence: Presence);
+    /// Our nickname from now on.
+    fn named(&self, nickname: Nickname);
+}
+
+/// Acknowledges a text when it is dropped.
+pub(crate) struct Handled(Option<Box<dyn FnOnce() + Send>>);
+
+impl Handled {
+    pub(crate) fn new(body: impl FnOnce() + Send + 'static) -> Handled {
+        Handled(Some(Box::new(body)))
+    }
+}
+
+impl Drop for Handled {
+    fn drop(&mut self) {
+        if let Some(body) = self.0.take() {
+            body();
+        }
+    }
+}
+
+/// One connection whose hello is complete.
+pub(crate) struct Session {
+    conn: Arc<Conn>,
+    peer: wire::Peer,
+    mailbox: Arc<Mailbox>,
+    inbound: Inbound,
+    owner: Arc<dyn Owner>,
+    turn: Mutex<Turn>,
+    /// Wakes the writer.
+    work: Condvar,
+    this: Weak<Session>,
+}
+
+/// What [`Session::new`] needs besides the connection.
+pub(crate) struct SessionContext {
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) owner: Arc<dyn Owner>,
+    /// Makes the context of the incoming files from how to wake this session and how to end it.
+    pub(crate) inbound: MakeInbound,
+}
+
+/// See [`SessionContext::inbound`].
+pub(crate) type MakeInbound =
+    Box<dyn FnOnce(Arc<dyn Fn() + Send + Sync>, Box<dyn Fn(Error) + Send + Sync>) -> InboundContext>;
+
+impl Session {
+    /// A session on a connection whose hello is complete; the mailbox's content begins to flow when [`Session::run`] is called.
+    pub(crate) fn new(conn: Arc<Conn>, peer: wire::Peer, context: SessionContext) -> Arc<Session> {
+        Arc::new_cyclic(|this: &Weak<Session>| {
+            let inbound = (context.inbound)(waker(this), violation_handler(this));
+            Session {
+                conn,
+                peer,
+                mailbox: context.mailbox,
+                inbound: Inbound::new(inbound),
+                owner: context.owner,
+                turn: Mutex::new(Turn::new()),
+                work: Condvar::new(),
+                this: this.clone(),
+            }
+        })
+    }
+
+    /// Reads until the connection ends. `Ok` after GOODBYE from the other side; its reason.
+    ///
+    /// # Errors
+    /// Why it broke, or was ended.
+    pub(crate) fn run(self: &Arc<Self>, mut reader: FrameReader) -> Result<Goodbye> {
+        self.mailbox.attach(&self.peer, waker(&self.this));
+        self.flush();
+        let result = self.read(&mut reader);
+        if let Err(Error::Violation(_) | Error::Wire(_)) = &result {
+            self.refuse_connection(Refusal::Protocol);
+        }
+        self.mailbox.detach();
+        self.inbound.close();
+        self.turn.take().ended = true;
+        self.work.notify_all();
+        self.conn.end();
+        result
+    }
+
+    /// Who is at the other end.
+    pub(crate) fn peer(&self) -> &wire::Peer {
+        &self.peer
+    }
+
+    /// What outlives this session.
+    pub(crate) fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.mailbox
+    }
+
+    /// Tells who came or left; nothing where the session has ended.
+    pub(crate) fn announce(&self, presence: Presence) {
+        self.turn.take().announce(presence);
+        self.flush();
+    }
+
+    /// Delivers what is queued, then says GOODBYE.
+    pub(crate) fn close(&self, reason: Goodbye) {
+        self.turn.take().close(reason);
+        self.flush();
+    }
+
+    /// Ends the connection without a word.
+    pub(crate) fn end(&self) {
+        self.conn.end();
+    }
+
+    fn read(self: &Arc<Self>, reader: &mut FrameReader) -> Result<Goodbye> {
+        let set_timeout = |timeout| self.conn.set_read_timeout(timeout).map_err(Error::system("set a timeout"));
+        set_timeout(PING_AFTER)?;
+        let mut heard = Instant::now();
+        let mut progress = (heard, 0_u64);
+        let mut goodbye = None;
+        loop {
+            // Acknowledgements and answers go out together, once all that came is taken in.
+            match reader.buffered_frame()? {
+                Some(frame) => {
+                    if let Some(reason) = self.take_in(frame)? {
+                        goodbye = Some(reason);
+                    }
+                    progress = (Instant::now(), reader.bytes());
+                    continue;
+                }
+                None => self.flush(),
+            }
+            match reader.read() {
+                Ok(0) => {
+                    return match goodbye {
+                        Some(reason) => Ok(reason),
+                        None if self.turn.take().said_goodbye() => Ok(Goodbye::Done),
+                        None => Err(reader.end_of_stream()),
+                    };
+                }
+                Ok(_) => heard = Instant::now(),
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                    self.silence(heard)?;
+                }
+                Err(_) if self.turn.take().said_goodbye() => return Ok(goodbye.unwrap_or(Goodbye::Done)),
+                Err(source) => return Err(Error::Broken { source: Some(source) }),
+            }
+            if self.turn.take().said_goodbye() {
+                if goodbye.is_some() {
+                    return Ok(goodbye.unwrap_or(Goodbye::Done));
+                }
+                set_timeout(CLOSE_TIMEOUT)?;
+            }
+            check_progress(&mut progress, reader)?;
+        }
+    }
+
+    /// PROTOCOL 2.7: asks a silent side whether it is there, and gives it up after a while.
+    fn silence(&self, heard: Instant) -> Result<()> {
+        let since = heard.elapsed();
+        if self.turn.take().said_goodbye() || since >= SILENCE_MAX {
+            return Err(Error::Timeout { waiting_for: "the other side to say anything", after: since });
+        }
+        self.turn.take().ping();
+        self.flush();
+        Ok(())
+    }
+
+    /// One frame. Gives the other side's GOODBYE.
+    fn take_in(self: &Arc<Self>, frame: Frame) -> Result<Option<Goodbye>> {
+        let files = &self.mailbox.files;
+        let message = match frame {
+            Frame::Skipped => return Ok(None),
+            Frame::DamagedChunk { transfer, offset, length } => {
+                self.inbound.on_damaged_chunk(transfer, offset, length)?;
+                return Ok(None);
+            }
+            Frame::Message(message) => message,
+        };
+        match message {
+            Message::Chunk(chunk) => self.inbound.on_chunk(chunk)?,
+            Message::Text(text) => self.text(text)?,
+            Message::TextAck { count } => self.mailbox.texts.on_ack(count)?,
+            Message::Offer(offer) => self.inbound.on_offer(offer)?,
+            Message::Send { transfer, have, credit } => files.on_send(transfer, have, credit)?,
+            Message::Ack { transfer, received, credit } => files.on_ack(transfer, received, credit)?,
+            Message::Repair { transfer, offset, length } => files.on_repair(transfer, offset, length)?,
+            Message::Sums { transfer, first_block, crcs } => self.inbound.on_sums(transfer, first_block, crcs)?,
+            Message::Finish { transfer, size, crc, grew } => self.inbound.on_finish(transfer, size, crc, grew)?,
+            Message::Receipt(receipt) => files.on_receipt(receipt)?,
+            Message::Cancel { transfer, .. } => self.inbound.on_cancel(transfer)?,
+            Message::Refused { subject, refusal } => match subject {
+                Subject::Connection => return Err(Error::Refused(refusal)),
+                Subject::Text(number) => self.mailbox.texts.on_refused(number, refusal)?,
+                Subject::Transfer(number) => files.on_refused(number, refusal)?,
+            },
+            Message::Ping(token) => self.turn.take().pong(token),
+            Message::Pong(_) => {}
+            Message::Presence(presence) => self.owner.presence(presence),
+            Message::Named(nickname) => self.owner.named(nickname),
+            Message::Goodbye(reason) => {
+                self.turn.take().answer_goodbye();
+                return Ok(Some(reason));
+            }
+            Message::Hello { .. } | Message::Welcome { .. } | Message::Peer(_) => {
+                return Err(Error::violation("2.1", "a second hello"));
+            }
+        }
+        Ok(None)
+    }
+
+    fn text(self: &Arc<Self>, text: wire::Text) -> Result<()> {
+        let bytes = text.text.len();
+        let number = self.turn.take().text_arrived(bytes);
+        if self.turn.take().unhandled_bytes() > TEXT_WINDOW_BYTES + wire_slack() + bytes {
+            return Err(Error::violation("4.5", "more unacknowledged texts than the window allows"));
+        }
+        let this = Weak::clone(&self.this);
+        let handled = Handled::new(move || {
+            if let Some(session) = this.upgrade() {
+                session.turn.take().text_handled(number, bytes);
+                session.flush();
+            }
+        });
+        if let Err(refusal) = self.owner.text(text, handled) {
+            self.turn.take().refuse_text(number, refusal);
+        }
+        Ok(())
+    }
+}
+
+/// The nicknames in TEXT tails count in the window (PROTOCOL 4.5) and are not kept here.
+fn wire_slack() -> usize {
+    2 * NICKNAME_BYTES_MAX
+}
+
+/// PROTOCOL 2.7: a started frame goes on arriving.
+fn check_progress(progress: &mut (Instant, u64), reader: &FrameReader) -> Result<()> {
+    let (since, bytes) = *progress;
+    if reader.is_between_frames() {
+        *progress = (Instant::now(), reader.bytes());
+        return Ok(());
+    }
+    if since.elapsed() < FRAME_PROGRESS {
+        return Ok(());
+    }
+    if reader.bytes() - bytes < FRAME_BYTES_PER_SECOND * FRAME_PROGRESS.as_secs() {
+        return Err(Error::Timeout { waiting_for: "the rest of a frame", after: FRAME_PROGRESS });
+    }
+    *progress = (Instant::now(), reader.bytes());
+    Ok(())
+}
+
+fn waker(session: &Weak<Session>) -> Arc<dyn Fn() + Send + Sync> {
+    let session = Weak::clone(session);
+    Arc::new(move || {
+        if let Some(session) = session.upgrade() {
+            session.flush();
+        }
+    })
+}
+
+fn violation_handler(session: &Weak<Session>) -> Box<dyn Fn(Error) + Send + Sync> {
+    let session = Weak::clone(session);
+    Box::new(move |_| {
+        if let Some(session) = session.upgrade() {
+            session.refuse_connection(Refusal::Protocol);
+            session.end();
+        }
+    })
+}

@@ -1,0 +1,89 @@
+//! Frames from a connection: one small buffer for heads and texts; a tail that is longer is read straight into its own place.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::config::READ_BUFFER_BYTES;
+use crate::conn::Conn;
+use crate::error::{Error, Result, WireError};
+use crate::wire::{Decoder, Frame};
+
+/// The reading half of a connection.
+pub(crate) struct FrameReader {
+    conn: Arc<Conn>,
+    decoder: Decoder,
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// A frame that a direct read completed.
+    ready: Option<Frame>,
+    bytes: u64,
+}
+
+impl FrameReader {
+    pub(crate) fn new(conn: Arc<Conn>, decoder: Decoder) -> FrameReader {
+        FrameReader { conn, decoder, buffer: vec![0; READ_BUFFER_BYTES], start: 0, end: 0, ready: None, bytes: 0 }
+    }
+
+    /// The next frame that has come whole, without reading.
+    pub(crate) fn buffered_frame(&mut self) -> Result<Option<Frame>> {
+        if let Some(frame) = self.ready.take() {
+            return Ok(Some(frame));
+        }
+        while self.start < self.end {
+            let input = self.buffer.get(self.start..self.end).unwrap_or_default();
+            let (taken, frame) = self.decoder.decode(input)?;
+            self.start += taken;
+            if frame.is_some() {
+                return Ok(frame);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads once; `Ok(0)` is the end of the stream. To be called when no buffered frame is left.
+    pub(crate) fn read(&mut self) -> io::Result<usize> {
+        let space = self.decoder.tail_space();
+        let count = if space.is_empty() {
+            let count = self.conn.read(&mut self.buffer)?;
+            (self.start, self.end) = (0, count);
+            count
+        } else {
+            let count = self.conn.read(space)?;
+            // The decoder repeats its error when it is asked for the next frame.
+            self.ready = self.decoder.tail_filled(count).ok().flatten();
+            count
+        };
+        self.bytes += u64::try_from(count).unwrap_or_default();
+        if self.ready.is_none() && self.start == self.end {
+            // Lets an error of the direct read come out with the next frame.
+            self.start = 0;
+            self.end = 0;
+        }
+        Ok(count)
+    }
+
+    /// Whether no frame has begun.
+    pub(crate) fn is_between_frames(&self) -> bool {
+        self.decoder.is_between_frames()
+    }
+
+    /// What an end of the stream means here (PROTOCOL 1.7).
+    pub(crate) fn end_of_stream(&self) -> Error {
+        if self.decoder.is_between_frames() {
+            Error::Broken { source: None }
+        } else {
+            WireError::EndInsideFrame.into()
+        }
+    }
+
+    /// All bytes read.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The hello is complete.
+    pub(crate) fn hello_complete(&mut self) {
+        self.decoder.hello_complete();
+    }
+}

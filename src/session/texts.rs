@@ -1,0 +1,179 @@
+//! Texts on their way to one run: in order, within the peer's window, until they are acknowledged (PROTOCOL 4).
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Instant;
+
+use super::mailbox::TextReport;
+use crate::config::{OUTBOX_BYTES_MAX, OUTBOX_BYTES_SLOW, OUTBOX_SLOW_AFTER};
+use crate::error::{Error, Refusal, Result};
+use crate::worker::Lock;
+
+/// The peer reads too slowly, and is to be cut off.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct TooSlow;
+
+/// See the module.
+pub(crate) struct Texts {
+    state: Mutex<State>,
+    /// Wakes who waits for room.
+    room: Condvar,
+    report: Box<dyn Fn(TextReport) + Send + Sync>,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Entry>,
+    queued_bytes: usize,
+    /// How many of the queue's first texts were sent on this connection, and their tails' bytes.
+    sent: usize,
+    sent_bytes: usize,
+    /// TEXT_ACK's last count on this connection.
+    acknowledged: u64,
+    window_bytes: usize,
+    attached: bool,
+    /// Since when too much waits.
+    slow_since: Option<Instant>,
+    closed: bool,
+}
+
+struct Entry {
+    frame: Arc<[u8]>,
+    /// PROTOCOL 4.5 counts the tail.
+    tail_bytes: usize,
+    /// The sequence of a text of ours that the application wants to hear of.
+    sequence: Option<u64>,
+}
+
+impl Texts {
+    pub(super) fn new(report: impl Fn(TextReport) + Send + Sync + 'static) -> Texts {
+        Texts { state: Mutex::default(), room: Condvar::new(), report: Box::new(report) }
+    }
+
+    /// Queues a text's frame, which all its receivers share.
+    ///
+    /// # Errors
+    /// [`TooSlow`] when too much waits, or waits for too long; the text is not queued.
+    pub(crate) fn push(
+        &self,
+        frame: &Arc<[u8]>,
+        tail_bytes: usize,
+        sequence: Option<u64>,
+    ) -> std::result::Result<(), TooSlow> {
+        let mut state = self.state.take();
+        if state.queued_bytes + frame.len() > OUTBOX_BYTES_MAX {
+            return Err(TooSlow);
+        }
+        if state.queued_bytes > OUTBOX_BYTES_SLOW {
+            let since = *state.slow_since.get_or_insert_with(Instant::now);
+            if state.attached && since.elapsed() > OUTBOX_SLOW_AFTER {
+                return Err(TooSlow);
+            }
+        }
+        state.queued_bytes += frame.len();
+        state.queue.push_back(Entry { frame: Arc::clone(frame), tail_bytes, sequence });
+        Ok(())
+    }
+
+    /// Waits until `bytes` more find room, for whoever sends its own texts and can wait.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub(crate) fn wait_for_room(&self, bytes: usize) -> Result<()> {
+        let full = |state: &mut State| !state.closed && state.queued_bytes + bytes > OUTBOX_BYTES_SLOW;
+        let state = self.room.wait_while(self.state.take(), full).unwrap_or_else(PoisonError::into_inner);
+        if state.closed {
+            Err(Error::Closed)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Nobody will take the texts any more.
+    pub(crate) fn close(&self) {
+        self.state.take().closed = true;
+        self.room.notify_all();
+    }
+
+    pub(super) fn attach(&self, window_bytes: u32) {
+        let mut state = self.state.take();
+        state.window_bytes = usize::try_from(window_bytes).unwrap_or(usize::MAX);
+        (state.sent, state.sent_bytes, state.acknowledged) = (0, 0, 0);
+        state.attached = true;
+    }
+
+    pub(super) fn detach(&self) {
+        self.state.take().attached = false;
+    }
+
+    /// Appends frames that the window allows; about 64 KiB at a time.
+    pub(super) fn take(&self, out: &mut Vec<u8>) {
+        const ENOUGH_BYTES: usize = 64 * 1024;
+        let state = &mut *self.state.take();
+        while out.len() < ENOUGH_BYTES && state.attached {
+            let Some(entry) = state.queue.get(state.sent) else { break };
+            if state.sent > 0 && state.sent_bytes + entry.tail_bytes > state.window_bytes {
+                break;
+            }
+            state.sent += 1;
+            state.sent_bytes += entry.tail_bytes;
+            out.extend_from_slice(&entry.frame);
+        }
+    }
+
+    /// PROTOCOL 4.4.
+    pub(super) fn on_ack(&self, count: u64) -> Result<()> {
+        let mut delivered = Vec::new();
+        {
+            let mut state = self.state.take();
+            let newly = count.checked_sub(state.acknowledged).and_then(|newly| usize::try_from(newly).ok());
+            let Some(newly) = newly.filter(|&newly| newly <= state.sent) else {
+                return Err(Error::violation("4.4", "TEXT_ACK for texts that were not sent"));
+            };
+            state.acknowledged = count;
+            for _ in 0..newly {
+                let Some(entry) = state.queue.pop_front() else { break };
+                state.sent -= 1;
+                state.sent_bytes -= entry.tail_bytes;
+                state.queued_bytes -= entry.frame.len();
+                delivered.extend(entry.sequence);
+            }
+            if state.queued_bytes <= OUTBOX_BYTES_SLOW {
+                state.slow_since = None;
+            }
+        }
+        self.room.notify_all();
+        delivered.into_iter().for_each(|sequence| (self.report)(TextReport::Delivered { sequence }));
+        Ok(())
+    }
+
+    /// PROTOCOL 4.4: one text can't be delivered.
+    pub(super) fn on_refused(&self, number: u64, refusal: Refusal) -> Result<()> {
+        let sequence = {
+            let mut state = self.state.take();
+            let index = number.checked_sub(state.acknowledged + 1).and_then(|index| usize::try_from(index).ok());
+            let sent = state.sent;
+            let entry = index.filter(|&index| index < sent).and_then(|index| state.queue.get_mut(index));
+            let Some(entry) = entry else {
+                return Err(Error::violation("4.4", "a text was refused that was not sent"));
+            };
+            entry.sequence.take()
+        };
+        if let Some(sequence) = sequence {
+            (self.report)(TextReport::Refused { sequence, refusal });
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.state.take().queue.is_empty()
+    }
+
+    /// Whether [`Texts::take`] would give something.
+    pub(super) fn has_work(&self) -> bool {
+        let state = self.state.take();
+        let next = state.queue.get(state.sent);
+        state.attached
+            && next.is_some_and(|next| state.sent == 0 || state.sent_bytes + next.tail_bytes <= state.window_bytes)
+    }
+}

@@ -1,0 +1,319 @@
+//! The send turn: whoever has a frame for a peer whose turn is free takes the turn and sends without waiting.
+//!
+//! Only what the socket did not take, and what must be read from a file, is left to a writer thread, which ends when idle. The
+//! order is control, texts, then one chunk, so that a text waits for at most one chunk. Acknowledgements, pongs and
+//! answers are state until the turn is taken: they can't pile up.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, PoisonError};
+
+use super::Session;
+use crate::config::{CHUNK_BYTES_MAX, IDLE_THREAD};
+use crate::error::{Goodbye, Refusal};
+use crate::wire::{Message, Presence, Subject};
+use crate::worker::{spawn, Lock};
+
+/// What waits for the turn, and who has it.
+pub(super) struct Turn {
+    taken: bool,
+    /// The writer has nothing to do and waits; it takes the turn when woken.
+    writer_waits: bool,
+    /// What the socket did not take.
+    rest: Vec<u8>,
+    ping: bool,
+    pong: Option<u64>,
+    presence: VecDeque<Presence>,
+    refused_texts: VecDeque<(u64, Refusal)>,
+    refused: Option<Refusal>,
+    texts_arrived: u64,
+    /// Texts handled in order, those handled before an earlier one, and the last count that was said.
+    texts_handled: u64,
+    texts_handled_early: BTreeSet<u64>,
+    texts_said: u64,
+    unhandled_bytes: usize,
+    closing: Closing,
+    pub(super) ended: bool,
+}
+
+/// Where an orderly end stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Closing {
+    No,
+    /// GOODBYE follows what is queued.
+    AfterAll(Goodbye),
+    /// GOODBYE follows what this side owes for what it received.
+    AfterOwed(Goodbye),
+    /// GOODBYE was said.
+    Said,
+}
+
+/// Somebody who reads no presence is no member of the room for long.
+const PRESENCE_MAX: usize = 4096;
+
+impl Turn {
+    pub(super) fn new() -> Turn {
+        Turn {
+            taken: false,
+            writer_waits: false,
+            rest: Vec::new(),
+            ping: false,
+            pong: None,
+            presence: VecDeque::new(),
+            refused_texts: VecDeque::new(),
+            refused: None,
+            texts_arrived: 0,
+            texts_handled: 0,
+            texts_handled_early: BTreeSet::new(),
+            texts_said: 0,
+            unhandled_bytes: 0,
+            closing: Closing::No,
+            ended: false,
+        }
+    }
+
+    pub(super) fn ping(&mut self) {
+        self.ping = true;
+    }
+
+    /// PROTOCOL 2.7: only the last PING is answered.
+    pub(super) fn pong(&mut self, token: u64) {
+        self.pong = Some(token);
+    }
+
+    pub(super) fn announce(&mut self, presence: Presence) {
+        if self.presence.len() < PRESENCE_MAX {
+            self.presence.push_back(presence);
+        }
+    }
+
+    /// A text came; gives its place on this connection, from 1.
+    pub(super) fn text_arrived(&mut self, bytes: usize) -> u64 {
+        self.texts_arrived += 1;
+        self.unhandled_bytes += bytes;
+        self.texts_arrived
+    }
+
+    /// PROTOCOL 4.4: counts in the order of arrival.
+    pub(super) fn text_handled(&mut self, number: u64, bytes: usize) {
+        self.unhandled_bytes = self.unhandled_bytes.saturating_sub(bytes);
+        self.texts_handled_early.insert(number);
+        while self.texts_handled_early.remove(&(self.texts_handled + 1)) {
+            self.texts_handled += 1;
+        }
+    }
+
+    pub(super) fn unhandled_bytes(&self) -> usize {
+        self.unhandled_bytes
+    }
+
+    pub(super) fn refuse_text(&mut self, number: u64, refusal: Refusal) {
+        self.refused_texts.push_back((number, refusal));
+    }
+
+    pub(super) fn close(&mut self, reason: Goodbye) {
+        if self.closing == Closing::No {
+            self.closing = Closing::AfterAll(reason);
+        }
+    }
+
+    /// PROTOCOL 2.8: the other side said GOODBYE.
+    pub(super) fn answer_goodbye(&mut self) {
+        if self.closing != Closing::Said {
+            self.closing = Closing::AfterOwed(Goodbye::Done);
+        }
+    }
+
+    pub(super) fn said_goodbye(&self) -> bool {
+        self.closing == Closing::Said
+    }
+}
+
+impl Session {
+    /// Sends what there is, if the turn is free; whoever has it sends it else.
+    pub(super) fn flush(&self) {
+        let mut turn = self.turn.take();
+        if turn.taken {
+            return;
+        }
+        turn.taken = true;
+        loop {
+            let mut out = std::mem::take(&mut turn.rest);
+            self.gather(&mut turn, &mut out);
+            if out.is_empty() {
+                if self.wants_writer(&turn) {
+                    return self.hand_to_writer(turn);
+                }
+                turn.taken = false;
+                return;
+            }
+            drop(turn);
+            let written = match self.conn.write_now(&out) {
+                Ok(written) => written,
+                // The reader meets the same error, and tells it.
+                Err(_) => return self.conn.end(),
+            };
+            turn = self.turn.take();
+            if written < out.len() {
+                turn.rest = out.split_off(written);
+                return self.hand_to_writer(turn);
+            }
+        }
+    }
+
+    /// PROTOCOL 2.9: refuses the connection, as its last word.
+    pub(super) fn refuse_connection(&self, refusal: Refusal) {
+        self.turn.take().refused = Some(refusal);
+        self.flush();
+    }
+
+    fn wants_writer(&self, turn: &Turn) -> bool {
+        !matches!(turn.closing, Closing::Said) && self.mailbox.files.has_work()
+    }
+
+    /// The turn stays taken; a writer that waits, or a new one, goes on with it.
+    fn hand_to_writer(&self, mut turn: std::sync::MutexGuard<'_, Turn>) {
+        if turn.writer_waits {
+            turn.writer_waits = false;
+            drop(turn);
+            self.work.notify_all();
+            return;
+        }
+        drop(turn);
+        let Some(this) = self.this.upgrade() else { return };
+        if spawn("writer", move || this.write()).is_err() {
+            self.conn.end();
+        }
+    }
+
+    /// The writer thread. It has the turn whenever it does not wait.
+    fn write(self: Arc<Self>) {
+        let _end = EndOnPanic(&self);
+        let mut out = Vec::new();
+        loop {
+            let mut turn = self.turn.take();
+            if turn.ended {
+                return;
+            }
+            out.append(&mut turn.rest);
+            self.gather(&mut turn, &mut out);
+            let said_goodbye = turn.said_goodbye();
+            drop(turn);
+            if out.is_empty() && !said_goodbye {
+                while out.len() < CHUNK_BYTES_MAX / 4 && self.mailbox.files.fill(&mut out) {}
+            }
+            if !out.is_empty() {
+                if self.write_all(&out).is_err() {
+                    return self.conn.end();
+                }
+                out.clear();
+                continue;
+            }
+            if !self.wait_for_work() {
+                return;
+            }
+        }
+    }
+
+    /// Gives the turn back and waits for it; `false` when there was nothing for a while.
+    fn wait_for_work(&self) -> bool {
+        let mut turn = self.turn.take();
+        // What came since the turn was last looked at would be missed.
+        if self.has_something(&turn) {
+            return true;
+        }
+        turn.taken = false;
+        turn.writer_waits = true;
+        loop {
+            let (next, timeout) = self
+                .work
+                .wait_timeout_while(turn, IDLE_THREAD, |turn| turn.writer_waits && !turn.ended)
+                .unwrap_or_else(PoisonError::into_inner);
+            turn = next;
+            if !turn.writer_waits {
+                return true;
+            }
+            if turn.ended || (timeout.timed_out() && !self.mailbox.files.is_active()) {
+                turn.writer_waits = false;
+                return false;
+            }
+        }
+    }
+
+    /// Whether [`Session::gather`] or the files would give something.
+    fn has_something(&self, turn: &Turn) -> bool {
+        let control = turn.ping || turn.pong.is_some() || !turn.presence.is_empty() || !turn.refused_texts.is_empty();
+        control
+            || turn.refused.is_some()
+            || turn.texts_handled > turn.texts_said
+            || !turn.rest.is_empty()
+            || !self.inbound.has_nothing_to_say()
+            || self.mailbox.texts.has_work()
+            || self.may_say_goodbye(turn).is_some()
+            || self.wants_writer(turn)
+    }
+
+    fn write_all(&self, mut bytes: &[u8]) -> std::io::Result<()> {
+        while !bytes.is_empty() {
+            let count = self.conn.write(bytes)?;
+            bytes = bytes.get(count..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Turns what waits into frames: control, then texts, then GOODBYE when its time has come.
+    fn gather(&self, turn: &mut Turn, out: &mut Vec<u8>) {
+        if turn.said_goodbye() {
+            return;
+        }
+        if let Some(token) = turn.pong.take() {
+            Message::Pong(token).encode(out);
+        }
+        if std::mem::take(&mut turn.ping) {
+            Message::Ping(turn.texts_arrived).encode(out);
+        }
+        for (number, refusal) in turn.refused_texts.drain(..) {
+            Message::Refused { subject: Subject::Text(number), refusal }.encode(out);
+        }
+        if turn.texts_handled > turn.texts_said {
+            turn.texts_said = turn.texts_handled;
+            Message::TextAck { count: turn.texts_said }.encode(out);
+        }
+        self.inbound.control(out);
+        for presence in turn.presence.drain(..) {
+            Message::Presence(presence).encode(out);
+        }
+        self.mailbox.texts.take(out);
+        if let Some(refusal) = turn.refused.take() {
+            Message::Refused { subject: Subject::Connection, refusal }.encode(out);
+        }
+        if out.is_empty() {
+            if let Some(reason) = self.may_say_goodbye(turn) {
+                turn.closing = Closing::Said;
+                Message::Goodbye(reason).encode(out);
+                // A few bytes: what the socket does not take now is not worth a wait.
+                let _ = self.conn.write_now(out);
+                out.clear();
+                self.conn.shutdown_write();
+            }
+        }
+    }
+
+    fn may_say_goodbye(&self, turn: &Turn) -> Option<Goodbye> {
+        match turn.closing {
+            Closing::AfterAll(reason) => (self.mailbox.is_empty() && self.inbound.is_idle()).then_some(reason),
+            Closing::AfterOwed(reason) => self.inbound.owes_nothing().then_some(reason),
+            Closing::No | Closing::Said => None,
+        }
+    }
+}
+
+/// A panic of the writer ends its connection, and no other.
+struct EndOnPanic<'a>(&'a Session);
+
+impl Drop for EndOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.conn.end();
+        }
+    }
+}
