@@ -7,12 +7,13 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Refusal, Result};
 use crate::name::Nickname;
+use crate::session::{Handled, TextReport};
+use crate::transfer::{Progress, Receipt, TransferFailure};
 use crate::worker::Lock;
 
 /// One thing that happened.
@@ -118,83 +119,8 @@ pub struct Text {
     pub private: bool,
     /// The text, exactly as it was said. Escape it before a terminal sees it.
     pub text: String,
+    #[expect(dead_code, reason = "held for its drop")]
     pub(crate) handled: Handled,
-}
-
-/// Runs its closure when the text that holds it is dropped.
-pub(crate) struct Handled(Option<Box<dyn FnOnce() + Send>>);
-
-/// Which side a transfer's bytes go to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Direction {
-    /// To the other side.
-    Outgoing,
-    /// To this side.
-    Incoming,
-}
-
-/// Names a transfer to the application: unique in its direction for the life of the server or client.
-pub type TransferId = u32;
-
-/// How far a transfer is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Progress {
-    /// Which.
-    pub transfer: TransferId,
-    /// Which way.
-    pub direction: Direction,
-    /// The file's name as offered, unescaped.
-    pub name: Vec<u8>,
-    /// Bytes written on the receiving side, held ones included.
-    pub bytes: u64,
-    /// The offered size.
-    pub size_bytes: u64,
-}
-
-/// A file that is stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Receipt {
-    /// Which transfer.
-    pub transfer: TransferId,
-    /// The other side's nickname; `None`: a server.
-    pub peer: Option<Nickname>,
-    /// The file that was sent (outgoing only).
-    pub source: Option<PathBuf>,
-    /// The name as offered, unescaped.
-    pub name: Vec<u8>,
-    /// The path it has on the receiving side, below its directory, unescaped.
-    pub stored: Vec<u8>,
-    /// The size of the stored file.
-    pub bytes: u64,
-    /// The CRC32 of the stored file.
-    pub crc32: u32,
-    /// Data, name and directories are synced.
-    pub durable: bool,
-    /// The same content was there before.
-    pub already: bool,
-    /// Bytes that did not travel on this connection.
-    pub resumed_bytes: u64,
-    /// The source was longer at the end than offered; what was offered is what was stored.
-    pub grew: bool,
-    /// From the offer to the receipt.
-    pub elapsed: Duration,
-}
-
-/// A transfer that ended without a stored file.
-#[derive(Debug)]
-pub struct TransferFailure {
-    /// Which transfer.
-    pub transfer: TransferId,
-    /// Which way.
-    pub direction: Direction,
-    /// The other side's nickname; `None`: a server.
-    pub peer: Option<Nickname>,
-    /// The file that was to be sent (outgoing only).
-    pub source: Option<PathBuf>,
-    /// The name as offered, unescaped.
-    pub name: Vec<u8>,
-    /// Why: [`Error::Refused`] when the other side refused an outgoing file, or this side an incoming one.
-    pub error: Error,
 }
 
 /// The queue between the threads of a server or client and its application.
@@ -309,23 +235,18 @@ impl Events {
     }
 }
 
-impl Handled {
-    pub(crate) fn new(body: impl FnOnce() + Send + 'static) -> Handled {
-        Handled(Some(Box::new(body)))
-    }
-}
-
-impl Drop for Handled {
-    fn drop(&mut self) {
-        if let Some(body) = self.0.take() {
-            body();
+impl From<TextReport> for Event {
+    fn from(report: TextReport) -> Event {
+        match report {
+            TextReport::Delivered { sequence } => Event::TextDelivered { sequence },
+            TextReport::Refused { sequence, refusal } => Event::TextRefused { sequence, refusal },
         }
     }
 }
 
 impl fmt::Debug for Text {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Text { from, private, text, handled: _ } = self;
+        let Text { from, private, text, .. } = self;
         f.debug_struct("Text").field("from", from).field("private", private).field("text", text).finish_non_exhaustive()
     }
 }
@@ -333,6 +254,7 @@ impl fmt::Debug for Text {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transfer::{Direction, TransferId};
 
     fn progress(transfer: TransferId, bytes: u64) -> Event {
         let direction = Direction::Outgoing;

@@ -1,0 +1,502 @@
+//! All peers of a server: who is connected, who is in the room, what is delivered to whom.
+//!
+//! A [`Hub`] owns no socket and no thread: `server` gives it connections on threads of their own ([`Hub::serve`]). It never
+//! waits for a peer: a reader too slow for what is said is cut off.
+
+mod member;
+mod seen;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::{IpAddr, TcpStream};
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+pub(crate) use seen::Seen;
+
+use crate::config::{
+    Config, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, OFFERS_MAX, RUNS_REMEMBERED, RUN_REMEMBERED, STRANGERS_MAX,
+    STRANGERS_PER_ADDRESS_MAX, TEXT_BYTES_MAX, TEXT_WINDOW_BYTES,
+};
+use crate::conn::Conn;
+use crate::error::{Error, Goodbye, Refusal, Result};
+use crate::event::{Event, Events, PeerInfo};
+use crate::name::{Nickname, SafeName, SafePath};
+use crate::session::{greet_as_server, refuse, welcome, FrameReader, Mailbox, MakeInbound, Session, SessionContext};
+use crate::storage::{Source, Store};
+use crate::transfer::{Budget, InboundContext, Report, TransferId};
+use crate::wire::{self, Message, Presence, RunId};
+use crate::worker::Lock;
+use member::{Member, MemberOwner};
+
+/// See the module.
+pub(crate) struct Hub {
+    config: Config,
+    run: RunId,
+    pub(crate) events: Events,
+    store: Option<Arc<Store>>,
+    budget: Arc<Budget>,
+    state: Mutex<State>,
+    /// Wakes who waits for a new peer, or for the last to leave.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    members: BTreeMap<u32, Member>,
+    last_member: u32,
+    last_transfer: TransferId,
+    last_sequence: u64,
+    seen: Seen,
+    /// What is owed to runs whose connection broke.
+    parked: HashMap<RunId, Parked>,
+    /// Connections whose hello is not complete, by address.
+    strangers: HashMap<IpAddr, usize>,
+    /// Peers that nobody asked for yet.
+    pending: VecDeque<PeerInfo>,
+    stopping: bool,
+}
+
+struct Parked {
+    mailbox: Arc<Mailbox>,
+    nickname: Nickname,
+    since: Instant,
+}
+
+impl Hub {
+    /// # Errors
+    /// The directory can't be opened, or the system has no random numbers.
+    pub(crate) fn new(config: Config) -> Result<Arc<Hub>> {
+        let store = config.dir.as_deref().map(|dir| Store::open(dir, &config)).transpose()?.map(Arc::new);
+        Ok(Arc::new(Hub {
+            run: random_run()?,
+            events: Events::new(config.read_buffer_bytes),
+            store,
+            budget: Arc::new(Budget::new(receive_budget(&config))),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            config,
+        }))
+    }
+
+    /// Counts a fresh connection in, or refuses it when too many strangers are there.
+    pub(crate) fn admit_stranger(&self, address: IpAddr) -> bool {
+        let mut state = self.state.take();
+        let here = state.strangers.get(&network(address)).copied().unwrap_or(0);
+        let all: usize = state.strangers.values().sum();
+        if all >= STRANGERS_MAX || here >= STRANGERS_PER_ADDRESS_MAX || state.stopping {
+            return false;
+        }
+        *state.strangers.entry(network(address)).or_default() += 1;
+        true
+    }
+
+    /// The hello is over, one way or the other.
+    pub(crate) fn forget_stranger(&self, address: IpAddr) {
+        let mut state = self.state.take();
+        if let Some(count) = state.strangers.get_mut(&network(address)) {
+            *count -= 1;
+            if *count == 0 {
+                state.strangers.remove(&network(address));
+            }
+        }
+    }
+
+    /// One connection, from its hello to its end, on the calling thread.
+    pub(crate) fn serve(self: &Arc<Self>, stream: TcpStream, address: IpAddr) {
+        let conn = Conn::new(stream).map(Arc::new);
+        let greeted = conn.as_ref().map_err(|_| Error::Closed).and_then(|conn| self.greet(conn));
+        self.forget_stranger(address);
+        let Ok(conn) = conn else { return };
+        let (session, reader, info) = match greeted {
+            Ok(greeted) => greeted,
+            Err(error) => {
+                refuse(&conn, &error);
+                return self.events.push(Event::StrangerRefused { address: conn.peer_addr(), error });
+            }
+        };
+        let run = session.peer().run;
+        self.events.push(Event::PeerConnected { peer: info.clone() });
+        self.introduce(&info, &session);
+        let result = session.run(reader);
+        self.part(&info, run, result);
+    }
+
+    /// The hello, and a place among the members.
+    fn greet(self: &Arc<Self>, conn: &Arc<Conn>) -> Result<(Arc<Session>, FrameReader, PeerInfo)> {
+        let (peer, reader) = greet_as_server(conn)?;
+        let (session, info, replaced) = {
+            let mut state = self.state.take();
+            if state.stopping {
+                return Err(Error::Refused(Refusal::Stopping));
+            }
+            // PROTOCOL 7.1: the same run again takes over.
+            let replaced =
+                state.members.values().find(|member| member.session.peer().run == peer.run).map(|m| m.info.id);
+            let replaced = replaced.and_then(|id| state.members.remove(&id));
+            if state.members.len() >= self.config.max_clients {
+                return Err(Error::Refused(Refusal::Busy(u64::try_from(self.config.max_clients).unwrap_or(u64::MAX))));
+            }
+            let parked = state.parked.remove(&peer.run);
+            let (nickname, mailbox) = match (&replaced, parked) {
+                (Some(old), _) => (old.info.nickname.clone(), Arc::clone(old.session.mailbox())),
+                (None, Some(parked)) if !state.is_taken(&parked.nickname) => (parked.nickname, parked.mailbox),
+                (None, _) => {
+                    let nickname = state.free_nickname(peer.nickname.as_ref());
+                    (nickname.clone(), self.new_mailbox(nickname))
+                }
+            };
+            state.last_member += 1;
+            let address = conn.peer_addr();
+            let info = PeerInfo { id: state.last_member, nickname, address, in_room: peer.in_room };
+            let owner = Arc::new(MemberOwner { hub: Arc::clone(self), info: info.clone() });
+            let inbound = self.inbound(info.nickname.clone());
+            let context = SessionContext { mailbox, owner, inbound };
+            let session = Session::new(Arc::clone(conn), peer, context);
+            state.members.insert(info.id, Member { info: info.clone(), session: Arc::clone(&session) });
+            if state.pending.len() < RUNS_REMEMBERED {
+                state.pending.push_back(info.clone());
+            }
+            (session, info, replaced)
+        };
+        if let Some(old) = replaced {
+            old.session.end();
+        }
+        self.changed.notify_all();
+        let me = self.introduction();
+        if let Err(error) = welcome(conn, &me, &info.nickname) {
+            self.state.take().members.remove(&info.id);
+            return Err(error);
+        }
+        Ok((session, reader, info))
+    }
+
+    /// PROTOCOL 3.2: tells the room who came, and who came who is there.
+    fn introduce(&self, info: &PeerInfo, session: &Session) {
+        if !info.in_room {
+            return;
+        }
+        self.events.push(Event::Joined(info.nickname.clone()));
+        for member in self.room_but(info.id) {
+            member.session.announce(Presence::Joined(info.nickname.clone()));
+            session.announce(Presence::Joined(member.info.nickname.clone()));
+        }
+    }
+
+    /// A session ended: what it is still owed waits for its run for a while.
+    fn part(&self, info: &PeerInfo, run: RunId, result: Result<Goodbye>) {
+        let error = result.err();
+        let member = {
+            let mut state = self.state.take();
+            let member = state.members.remove(&info.id);
+            state.pending.retain(|pending| pending.id != info.id);
+            state.parked.retain(|_, parked| parked.since.elapsed() < RUN_REMEMBERED);
+            if let (Some(member), Some(_)) = (&member, &error) {
+                if state.parked.len() < RUNS_REMEMBERED {
+                    let (mailbox, nickname) = (Arc::clone(member.session.mailbox()), info.nickname.clone());
+                    state.parked.insert(run, Parked { mailbox, nickname, since: Instant::now() });
+                }
+            }
+            member
+        };
+        // Without a member a newer connection of the run took over: for the room nothing happened.
+        let Some(member) = member else { return self.changed.notify_all() };
+        if error.is_none() {
+            member.session.mailbox().files.fail_all(|| Error::Closed);
+        }
+        if info.in_room {
+            self.events.push(Event::Left(info.nickname.clone()));
+            for member in self.room_but(info.id) {
+                member.session.announce(Presence::Left(info.nickname.clone()));
+            }
+        }
+        self.events.push(Event::PeerDisconnected { peer: info.clone(), error });
+        // Whoever waits for the last peer to leave closes the events.
+        self.changed.notify_all();
+    }
+
+    /// Says something to everybody in the room, or to one. Gives its sequence.
+    ///
+    /// # Errors
+    /// [`Refusal::Nobody`], [`Error::Argument`] for a text that is too long.
+    pub(crate) fn send_text(&self, to: Option<&Nickname>, text: &str) -> Result<u64> {
+        check_text(text)?;
+        let sequence = {
+            let mut state = self.state.take();
+            state.last_sequence += 1;
+            state.last_sequence
+        };
+        let text = wire::Text { run: self.run, sequence, from: None, to: to.cloned(), text: text.to_owned() };
+        let receivers = self.receivers(to)?;
+        deliver(&receivers, text, Some(sequence));
+        Ok(sequence)
+    }
+
+    /// Offers a file to everybody in the room, or to one.
+    ///
+    /// # Errors
+    /// [`Refusal::Nobody`], [`Error::File`].
+    pub(crate) fn send_file(&self, to: Option<&Nickname>, path: &Path) -> Result<Vec<TransferId>> {
+        let name = offered_name(path)?;
+        Source::open(path)?;
+        let mut ids = Vec::new();
+        for member in self.receivers(to)? {
+            let id = self.next_transfer();
+            member.session.mailbox().files.add(id, path, &name);
+            ids.push(id);
+        }
+        Ok(ids)
+    }
+
+    /// Everybody who is connected.
+    pub(crate) fn peers(&self) -> Vec<PeerInfo> {
+        self.state.take().members.values().map(|member| member.info.clone()).collect()
+    }
+
+    /// The next peer that nobody asked for yet; waits for one.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`], [`Error::Closed`].
+    pub(crate) fn wait_for_peer(&self, timeout: Duration) -> Result<PeerInfo> {
+        let none = |state: &mut State| state.pending.is_empty() && !state.stopping;
+        let (mut state, _) =
+            self.changed.wait_timeout_while(self.state.take(), timeout, none).unwrap_or_else(PoisonError::into_inner);
+        match state.pending.pop_front() {
+            Some(peer) => Ok(peer),
+            None if state.stopping => Err(Error::Closed),
+            None => Err(Error::Timeout { waiting_for: "a connection", after: timeout }),
+        }
+    }
+
+    /// Ends a peer's connection in order.
+    pub(crate) fn disconnect(&self, id: u32) {
+        let session = self.state.take().members.get(&id).map(|member| Arc::clone(&member.session));
+        if let Some(session) = session {
+            session.close(Goodbye::Removed);
+        }
+    }
+
+    /// Says GOODBYE to everybody and waits until they are gone, `timeout` at most; then they are cut off.
+    pub(crate) fn stop(&self, timeout: Duration) {
+        let members: Vec<Member> = {
+            let mut state = self.state.take();
+            state.stopping = true;
+            state.members.values().cloned().collect()
+        };
+        self.changed.notify_all();
+        members.iter().for_each(|member| member.session.close(Goodbye::Stopping));
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(self.state.take(), timeout, |state| !state.members.is_empty())
+            .unwrap_or_else(PoisonError::into_inner);
+        drop(state);
+        members.iter().for_each(|member| member.session.end());
+        self.events.close();
+    }
+
+    /// A text from a member: to the room or to one, and to the application.
+    fn said(
+        &self,
+        info: &PeerInfo,
+        text: wire::Text,
+        handled: crate::session::Handled,
+    ) -> std::result::Result<(), Refusal> {
+        if !self.state.take().seen.is_new(text.run, text.sequence) {
+            return Ok(());
+        }
+        if !self.events.has_room_for_text(text.text.len()) {
+            return Err(Refusal::TooMuch);
+        }
+        let carried = wire::Text { from: Some(info.nickname.clone()), ..text };
+        if let Some(to) = &carried.to {
+            if !self.config.relay {
+                return Err(Refusal::NoRelay);
+            }
+            let receivers = self.receivers(Some(to)).map_err(|_| Refusal::Nobody)?;
+            deliver(&receivers, carried.clone(), None);
+        } else if self.config.relay && info.in_room {
+            deliver(&self.room_but(info.id), carried.clone(), None);
+        }
+        self.state.take().seen.remember(carried.run, carried.sequence);
+        let private = carried.to.is_some();
+        let text = crate::event::Text { from: carried.from, private, text: carried.text, handled };
+        self.events.push(Event::Text(text));
+        Ok(())
+    }
+
+    fn receivers(&self, to: Option<&Nickname>) -> Result<Vec<Member>> {
+        let Some(to) = to else { return Ok(self.room_but(0)) };
+        let member = self.state.take().members.values().find(|member| member.info.nickname == *to).cloned();
+        member.map(|member| vec![member]).ok_or(Error::Refused(Refusal::Nobody))
+    }
+
+    fn room_but(&self, id: u32) -> Vec<Member> {
+        let state = self.state.take();
+        state.members.values().filter(|member| member.info.in_room && member.info.id != id).cloned().collect()
+    }
+
+    fn next_transfer(&self) -> TransferId {
+        let mut state = self.state.take();
+        state.last_transfer += 1;
+        state.last_transfer
+    }
+
+    fn introduction(&self) -> wire::Peer {
+        let peer = introduction(self.run, &self.config, self.store.is_some());
+        wire::Peer { relays: self.config.relay, in_room: false, ..peer }
+    }
+
+    fn new_mailbox(self: &Arc<Self>, nickname: Nickname) -> Arc<Mailbox> {
+        let (texts, files) = (self.events.clone(), self.events.clone());
+        let text_report = move |report| texts.push(Event::from(report));
+        Arc::new(Mailbox::new(text_report, move |report| files.push(event_of(report, Some(&nickname)))))
+    }
+
+    /// How the files of one peer come in.
+    fn inbound(self: &Arc<Self>, nickname: Nickname) -> MakeInbound {
+        let hub = Arc::clone(self);
+        Box::new(move |wake, violated| {
+            let events = hub.events.clone();
+            InboundContext {
+                store: hub.store.clone(),
+                budget: Arc::clone(&hub.budget),
+                report: Arc::new(move |report| events.push(event_of(report, Some(&nickname)))),
+                wake,
+                violated,
+                next_id: Box::new(move || hub.next_transfer()),
+            }
+        })
+    }
+}
+
+impl State {
+    fn is_taken(&self, nickname: &Nickname) -> bool {
+        // What the server itself says appears under this name.
+        nickname.as_str() == "server" || self.members.values().any(|member| member.info.nickname == *nickname)
+    }
+
+    /// PROTOCOL 2.5.
+    fn free_nickname(&self, wished: Option<&Nickname>) -> Nickname {
+        let mut number = 1;
+        loop {
+            let nickname = match wished {
+                Some(wished) if number == 1 => wished.clone(),
+                Some(wished) => wished.numbered(number),
+                None => Nickname::counted(number),
+            };
+            if !self.is_taken(&nickname) {
+                return nickname;
+            }
+            number += 1;
+        }
+    }
+}
+
+/// Queues one text for each receiver; whoever is too slow for it is cut off.
+fn deliver(receivers: &[Member], text: wire::Text, sequence: Option<u64>) {
+    let (frame, tail_bytes) = encode_text(text);
+    for member in receivers {
+        let mailbox = member.session.mailbox();
+        if mailbox.texts.push(&frame, tail_bytes, sequence).is_err() {
+            member.session.end();
+        }
+        mailbox.wake();
+    }
+}
+
+/// A text's frame and the length of its tail.
+pub(crate) fn encode_text(text: wire::Text) -> (Arc<[u8]>, usize) {
+    let names = [&text.from, &text.to].into_iter().flatten().map(|name| name.as_str().len()).sum::<usize>();
+    let tail_bytes = text.text.len() + names;
+    let mut frame = Vec::with_capacity(tail_bytes + 64);
+    Message::Text(text).encode(&mut frame);
+    (frame.into(), tail_bytes)
+}
+
+/// What a peer is told of a process that has this configuration.
+pub(crate) fn introduction(run: RunId, config: &Config, takes_files: bool) -> wire::Peer {
+    let limit = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+    wire::Peer {
+        run,
+        in_room: config.join_room,
+        takes_files,
+        relays: false,
+        text_bytes: limit(TEXT_BYTES_MAX),
+        text_window_bytes: limit(TEXT_WINDOW_BYTES.min(config.read_buffer_bytes)),
+        chunk_bytes: limit((config.max_memory / 32).clamp(CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX)),
+        offers: OFFERS_MAX,
+        nickname: config.nick.clone(),
+    }
+}
+
+/// The part of `max_memory` that received data may hold; the rest is for texts, sending and heads.
+pub(crate) fn receive_budget(config: &Config) -> u64 {
+    u64::try_from(config.max_memory / 2).unwrap_or(u64::MAX)
+}
+
+/// 16 random bytes.
+///
+/// # Errors
+/// [`Error::System`].
+pub(crate) fn random_run() -> Result<RunId> {
+    let mut run = [0; 16];
+    let mut filled = 0;
+    while filled < run.len() {
+        let space = run.get_mut(filled..).unwrap_or_default();
+        let flags = rustix::rand::GetRandomFlags::empty();
+        filled += rustix::rand::getrandom(space, flags).map_err(Error::system("get random bytes"))?;
+    }
+    Ok(RunId(run))
+}
+
+/// The name under which a file is offered: its own last one.
+///
+/// # Errors
+/// [`Error::Argument`] for a path without one, or with one that no receiver takes.
+pub(crate) fn offered_name(path: &Path) -> Result<SafePath> {
+    let name = path.file_name().map(std::os::unix::ffi::OsStrExt::as_bytes).unwrap_or_default();
+    SafeName::parse(name).map(SafePath::from).map_err(|_| Error::Argument {
+        what: "file name",
+        got: String::from_utf8_lossy(name).into_owned(),
+        expected: "a name that is safe on the other side",
+    })
+}
+
+/// # Errors
+/// [`Error::Argument`] for a text that is too long.
+pub(crate) fn check_text(text: &str) -> Result<()> {
+    if text.len() <= TEXT_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Error::Argument { what: "text", got: format!("{} bytes", text.len()), expected: "at most 65536 bytes" })
+}
+
+/// A transfer's report as the application hears it.
+pub(crate) fn event_of(report: Report, peer: Option<&Nickname>) -> Event {
+    use crate::transfer::Direction;
+    match report {
+        Report::Progress(progress) => Event::Progress(progress),
+        Report::Stored(mut receipt) => {
+            receipt.peer = peer.cloned();
+            match receipt.direction {
+                Direction::Outgoing => Event::Sent(receipt),
+                Direction::Incoming => Event::Received(receipt),
+            }
+        }
+        Report::Failed(mut failure) => {
+            failure.peer = peer.cloned();
+            Event::TransferFailed(failure)
+        }
+    }
+}
+
+/// Strangers are counted by address, and by /64 where one machine has many.
+fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            IpAddr::from([a, b, c, d, 0, 0, 0, 0])
+        }
+    }
+}
