@@ -1,0 +1,436 @@
+//! [`Client`]: one connection to a server, got back when it breaks; texts and files over it, both ways.
+//!
+//! A thread of its own looks up, dials, and then is the reader. What was sent and not acknowledged outlives a connection.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use crate::config::{Config, Retry, RETRY_BROKEN, RETRY_FIRST, RETRY_LONGEST};
+use crate::conn::{dial, lookup, Address};
+use crate::error::{Error, Goodbye, Refusal, Result, WireError};
+use crate::event::{Event, Events, State, Text};
+use crate::hub::{check_text, encode_text, event_of, introduction, offered_name, random_run, receive_budget, Seen};
+use crate::name::{Nickname, SafePath};
+use crate::session::{greet_as_client, Handled, Mailbox, Owner, Session, SessionContext};
+use crate::storage::{Source, Store};
+use crate::transfer::{Budget, InboundContext, TransferId};
+use crate::wire::{self, Presence, RunId};
+use crate::worker::{spawn, Lock};
+
+/// A connection to a server, or the wish for one. Clones are handles to the same one.
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    name: String,
+    address: Address,
+    config: Config,
+    run: RunId,
+    events: Events,
+    store: Option<Arc<Store>>,
+    budget: Arc<Budget>,
+    mailbox: Arc<Mailbox>,
+    link: Mutex<Link>,
+    changed: Condvar,
+    this: Weak<Shared>,
+}
+
+struct Link {
+    state: State,
+    session: Option<Arc<Session>>,
+    nickname: Option<Nickname>,
+    local: Option<SocketAddr>,
+    peer: Option<SocketAddr>,
+    seen: Seen,
+    last_sequence: u64,
+    last_transfer: TransferId,
+    /// The application wants an orderly end.
+    closing: bool,
+    /// No further connection, and no further event.
+    over: bool,
+}
+
+impl Client {
+    /// Starts to connect to `address` (`host`, `host:port`, `[v6]:port`), and returns at once.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for the address, [`Error::File`] for [`Config::dir`], [`Error::System`].
+    pub fn connect(address: &str, config: Config) -> Result<Client> {
+        let parsed = Address::parse(address)?;
+        let store = config.dir.as_deref().map(|dir| Store::open(dir, &config)).transpose()?.map(Arc::new);
+        let events = Events::new(config.read_buffer_bytes);
+        let (texts, files) = (events.clone(), events.clone());
+        let mailbox = Mailbox::new(
+            move |report| texts.push(Event::from(report)),
+            move |report| files.push(event_of(report, None)),
+        );
+        let run = random_run()?;
+        let link = Link {
+            state: State::Unconnected,
+            session: None,
+            nickname: None,
+            local: None,
+            peer: None,
+            seen: Seen::default(),
+            last_sequence: 0,
+            last_transfer: 0,
+            closing: false,
+            over: false,
+        };
+        let shared = Arc::new_cyclic(|this| Shared {
+            name: address.to_owned(),
+            address: parsed,
+            run,
+            events,
+            store,
+            budget: Arc::new(Budget::new(receive_budget(&config))),
+            mailbox: Arc::new(mailbox),
+            link: Mutex::new(link),
+            changed: Condvar::new(),
+            this: Weak::clone(this),
+            config,
+        });
+        let connecting = Arc::clone(&shared);
+        spawn("client", move || connecting.live()).map_err(Error::system("start a thread"))?;
+        Ok(Client { shared })
+    }
+
+    /// Where the connection stands.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.shared.link.take().state
+    }
+
+    /// Waits until the connection stands.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`]; [`Error::Closed`] when it ended, for the reason that [`Event::Disconnected`] gives.
+    pub fn wait_connected(&self, timeout: Duration) -> Result<()> {
+        self.wait_until(timeout, "the connection", |link| link.state == State::Connected)
+    }
+
+    /// Waits until the run is over.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`].
+    pub fn wait_disconnected(&self, timeout: Duration) -> Result<()> {
+        self.wait_until(timeout, "the end of the connection", |link| link.over).or_else(|error| match error {
+            Error::Closed => Ok(()),
+            error => Err(error),
+        })
+    }
+
+    /// The nickname that the server gave.
+    #[must_use]
+    pub fn nickname(&self) -> Option<Nickname> {
+        self.shared.link.take().nickname.clone()
+    }
+
+    /// The server's address as it was given to [`Client::connect`].
+    #[must_use]
+    pub fn peer_name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// The server's address and port, while connected.
+    #[must_use]
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        self.shared.link.take().peer
+    }
+
+    /// This side's address and port, while connected.
+    #[must_use]
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.shared.link.take().local
+    }
+
+    /// The next event; waits for it at most `timeout`, or for ever. `None` after the end.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`].
+    pub fn next_event(&self, timeout: Option<Duration>) -> Result<Option<Event>> {
+        self.shared.events.next(timeout)
+    }
+
+    /// Queues a text for everybody, or for one; connected or not. Waits only while 256 KiB of texts are unacknowledged. Gives
+    /// the sequence that [`Event::TextDelivered`] or [`Event::TextRefused`] will name.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] over 64 KiB, [`Error::Closed`].
+    pub fn send_text(&self, to: Option<&Nickname>, text: &str) -> Result<u64> {
+        check_text(text)?;
+        let shared = &self.shared;
+        shared.mailbox.texts.wait_for_room(text.len())?;
+        let sequence = {
+            // The lock keeps sequences in the order of the queue.
+            let mut link = shared.link.take();
+            link.last_sequence += 1;
+            let sequence = link.last_sequence;
+            let text = wire::Text { run: shared.run, sequence, from: None, to: to.cloned(), text: text.to_owned() };
+            let (frame, tail) = encode_text(text);
+            if shared.mailbox.texts.push(&frame, tail, Some(sequence)).is_err() {
+                return Err(Error::Refused(Refusal::TooMuch));
+            }
+            sequence
+        };
+        shared.mailbox.wake();
+        Ok(sequence)
+    }
+
+    /// Queues a file under its own last name; [`Event::Sent`] or [`Event::TransferFailed`] follows.
+    ///
+    /// # Errors
+    /// [`Error::File`] when it can't be read, [`Error::Argument`] for its name, [`Error::Closed`].
+    pub fn send_file(&self, path: &Path) -> Result<TransferId> {
+        self.send_file_as(path, &offered_name(path)?)
+    }
+
+    /// Queues a file under another name.
+    ///
+    /// # Errors
+    /// As [`Client::send_file`].
+    pub fn send_file_as(&self, path: &Path, name: &SafePath) -> Result<TransferId> {
+        Source::open(path)?;
+        let id = self.shared.next_transfer();
+        if self.shared.link.take().over {
+            return Err(Error::Closed);
+        }
+        self.shared.mailbox.files.add(id, path, name);
+        Ok(id)
+    }
+
+    /// Delivers what is queued, then says GOODBYE; returns at once.
+    pub fn disconnect(&self) {
+        let session = {
+            let mut link = self.shared.link.take();
+            link.closing = true;
+            link.session.clone()
+        };
+        self.shared.changed.notify_all();
+        match session {
+            Some(session) => {
+                self.shared.set_state(State::Closing);
+                session.close(Goodbye::Done);
+            }
+            None if self.shared.mailbox.is_empty() => self.shared.finish(None),
+            None => {}
+        }
+    }
+
+    /// Ends at once; what is not acknowledged fails, partials stay.
+    pub fn abort(&self) {
+        let session = self.shared.link.take().session.clone();
+        self.shared.finish(Some(Error::Closed));
+        if let Some(session) = session {
+            session.end();
+        }
+    }
+
+    /// How much text may wait to be taken as events, in bytes.
+    #[must_use]
+    pub fn read_buffer_size(&self) -> usize {
+        self.shared.events.text_bytes_max()
+    }
+
+    /// Sets how much text may wait; a text past it is refused.
+    pub fn set_read_buffer_size(&self, bytes: usize) {
+        self.shared.events.set_text_bytes_max(bytes);
+    }
+
+    /// Bytes of text that wait.
+    #[must_use]
+    pub fn bytes_available(&self) -> usize {
+        self.shared.events.text_bytes()
+    }
+
+    /// Whether a whole text waits.
+    #[must_use]
+    pub fn can_read_text(&self) -> bool {
+        self.shared.events.has_text()
+    }
+
+    fn wait_until(&self, timeout: Duration, what: &'static str, there: impl Fn(&Link) -> bool) -> Result<()> {
+        let link = self.shared.link.take();
+        let waiting = |link: &mut Link| !there(link) && !link.over;
+        let (link, _) =
+            self.shared.changed.wait_timeout_while(link, timeout, waiting).unwrap_or_else(PoisonError::into_inner);
+        match there(&link) {
+            true => Ok(()),
+            false if link.over => Err(Error::Closed),
+            false => Err(Error::Timeout { waiting_for: what, after: timeout }),
+        }
+    }
+}
+
+impl Shared {
+    /// Connection after connection, until the work is done or there is no hope.
+    fn live(self: &Arc<Self>) {
+        let mut lost = Instant::now();
+        let mut pause = RETRY_FIRST;
+        let mut was_connected = false;
+        loop {
+            let error = match self.connection() {
+                Ok(Goodbye::Done) | Err(Error::Closed) if self.link.take().closing && self.mailbox.is_empty() => {
+                    return self.finish(None);
+                }
+                Ok(reason) => Error::Goodbye(reason),
+                Err(error) => error,
+            };
+            if std::mem::take(&mut self.link.take().session).is_some() {
+                (lost, pause, was_connected) = (Instant::now(), RETRY_FIRST, true);
+            }
+            if self.link.take().over || !self.may_retry(&error, was_connected, lost.elapsed()) {
+                return self.finish(Some(error));
+            }
+            let after = self.varied(pause);
+            self.set_state(State::Unconnected);
+            self.events.push(Event::Retrying { error, after });
+            let link = self.link.take();
+            let waiting = |link: &mut Link| !link.over;
+            drop(self.changed.wait_timeout_while(link, after, waiting).unwrap_or_else(PoisonError::into_inner));
+            pause = (pause * 2).min(RETRY_LONGEST);
+        }
+    }
+
+    /// One connection from the lookup to its end.
+    fn connection(self: &Arc<Self>) -> Result<Goodbye> {
+        self.set_state(State::HostLookup);
+        let addresses = lookup(&self.address)?;
+        self.set_state(State::Connecting);
+        let conn = Arc::new(dial(&self.name, &addresses, self.config.connect_timeout)?);
+        let me = introduction(self.run, &self.config, self.store.is_some());
+        let (peer, nickname, reader) = greet_as_client(&conn, &me)?;
+        let owner = Arc::new(ClientOwner { shared: Weak::clone(&self.this) });
+        let (shared, events) = (Arc::clone(self), self.events.clone());
+        let inbound = Box::new(move |wake, violated| InboundContext {
+            store: shared.store.clone(),
+            budget: Arc::clone(&shared.budget),
+            report: Arc::new(move |report| events.push(event_of(report, None))),
+            wake,
+            violated,
+            next_id: Box::new(move || shared.next_transfer()),
+        });
+        let context = SessionContext { mailbox: Arc::clone(&self.mailbox), owner, inbound };
+        let session = Session::new(Arc::clone(&conn), peer, context);
+        let closing = {
+            let mut link = self.link.take();
+            if link.over {
+                return Err(Error::Closed);
+            }
+            link.session = Some(Arc::clone(&session));
+            link.nickname = Some(nickname.clone());
+            (link.local, link.peer) = (Some(conn.local_addr()), Some(conn.peer_addr()));
+            link.closing
+        };
+        self.set_state(State::Connected);
+        self.events.push(Event::Named(nickname));
+        if closing {
+            session.close(Goodbye::Done);
+        }
+        session.run(reader)
+    }
+
+    fn may_retry(&self, error: &Error, was_connected: bool, lost_for: Duration) -> bool {
+        let passing = match error {
+            Error::Broken { .. } | Error::Timeout { .. } | Error::Connect { .. } | Error::NoSuchHost { .. } => true,
+            Error::Goodbye(reason) => matches!(reason, Goodbye::Stopping | Goodbye::TooSlow | Goodbye::Done),
+            Error::Wire(wire) => {
+                matches!(wire, WireError::HeadCrc { .. } | WireError::TailCrc { .. } | WireError::EndInsideFrame)
+            }
+            Error::Refused(Refusal::Stopping | Refusal::Busy(_)) => self.config.retry != Retry::Default,
+            _ => false,
+        };
+        passing
+            && match self.config.retry {
+                Retry::Forever => true,
+                Retry::For(time) => lost_for < time,
+                Retry::Default => was_connected && lost_for < RETRY_BROKEN,
+            }
+    }
+
+    /// A quarter more or less, so that many clients of one server do not come back at once.
+    fn varied(&self, pause: Duration) -> Duration {
+        let random = self.run.0.iter().fold(0_u32, |sum, &byte| sum + u32::from(byte)) % 51;
+        pause * (75 + random) / 100
+    }
+
+    fn set_state(&self, state: State) {
+        let changed = {
+            let mut link = self.link.take();
+            let changed = link.state != state && !link.over;
+            if changed {
+                link.state = state;
+            }
+            changed
+        };
+        if changed {
+            self.events.push(Event::StateChanged(state));
+        }
+        self.changed.notify_all();
+    }
+
+    /// The run is over; the first reason counts.
+    fn finish(&self, error: Option<Error>) {
+        {
+            let mut link = self.link.take();
+            if link.over {
+                return;
+            }
+            link.over = true;
+            link.state = State::Unconnected;
+            (link.session, link.local, link.peer) = (None, None, None);
+        }
+        self.mailbox.files.fail_all(|| Error::Closed);
+        self.mailbox.texts.close();
+        self.events.push(Event::StateChanged(State::Unconnected));
+        self.events.push(Event::Disconnected(error));
+        self.events.close();
+        self.changed.notify_all();
+    }
+
+    fn next_transfer(&self) -> TransferId {
+        let mut link = self.link.take();
+        link.last_transfer += 1;
+        link.last_transfer
+    }
+}
+
+/// Takes what the session brings to the client.
+struct ClientOwner {
+    shared: Weak<Shared>,
+}
+
+impl Owner for ClientOwner {
+    fn text(&self, text: wire::Text, handled: Handled) -> std::result::Result<(), Refusal> {
+        let Some(shared) = self.shared.upgrade() else { return Ok(()) };
+        if !shared.link.take().seen.is_new(text.run, text.sequence) {
+            return Ok(());
+        }
+        if !shared.events.has_room_for_text(text.text.len()) {
+            return Err(Refusal::TooMuch);
+        }
+        shared.link.take().seen.remember(text.run, text.sequence);
+        let private = text.to.is_some();
+        shared.events.push(Event::Text(Text { from: text.from, private, text: text.text, handled }));
+        Ok(())
+    }
+
+    fn presence(&self, presence: Presence) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        match presence {
+            Presence::Joined(nickname) => shared.events.push(Event::Joined(nickname)),
+            Presence::Left(nickname) => shared.events.push(Event::Left(nickname)),
+            Presence::Unknown => {}
+        }
+    }
+
+    fn named(&self, nickname: Nickname) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        shared.link.take().nickname = Some(nickname.clone());
+        shared.events.push(Event::Named(nickname));
+    }
+}
