@@ -1,0 +1,312 @@
+//! What a command line means: an [`Order`]. A function of its arguments and two variables of the environment; it opens
+//! nothing, prints nothing and asks nobody. Called by `cli::main`.
+
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+use postwire::{config, escape_path, Config, IfExists, Nickname, Retry, SafePath};
+
+use super::options::{self, Side, Usage, Word};
+use super::units;
+
+/// The variables of the environment that count; an empty one is none.
+#[derive(Debug, Default)]
+pub struct Environment {
+    pub to: Option<OsString>,
+    pub nick: Option<OsString>,
+}
+
+/// What the program is to do.
+#[derive(Debug)]
+pub enum Order {
+    /// Print the help of a subcommand, or of the whole.
+    Help(Option<Side>),
+    Version,
+    Client(ClientOrder),
+    Server(ServerOrder),
+}
+
+#[derive(Debug)]
+pub struct ClientOrder {
+    pub address: String,
+    pub run: ClientRun,
+    pub config: Config,
+    pub output: Output,
+}
+
+/// Which of its three runs a client is.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ClientRun {
+    /// Does these in order, and ends.
+    Job(VecDeque<Item>),
+    /// Talks in the room until its input ends.
+    Chat,
+    /// Listens in the room, until so many texts and files came.
+    Stay { count: Option<u64> },
+}
+
+/// One thing that a job sends.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Item {
+    Text(String),
+    File { path: PathBuf, name: Option<SafePath> },
+}
+
+#[derive(Debug)]
+pub struct ServerOrder {
+    pub listen: String,
+    pub port_file: Option<PathBuf>,
+    pub config: Config,
+    pub output: Output,
+}
+
+/// How much is said, and in which form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Output {
+    pub json: bool,
+    pub level: Level,
+}
+
+/// How important a line is, and up to which a run prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    Error,
+    Notice,
+    /// With `-v`.
+    Detail,
+    /// With `-vv`.
+    Trace,
+}
+
+/// Reads a whole command line; `program` is its word 0.
+pub fn read(program: &OsStr, arguments: &[OsString], environment: &Environment) -> Result<Order, Usage> {
+    let side_of = |word: &OsStr| [Side::Client, Side::Server].into_iter().find(|side| word == side.name());
+    if let Some(side) = Path::new(program).file_name().and_then(side_of) {
+        return read_side(side, arguments, environment);
+    }
+    let Some((first, rest)) = arguments.split_first() else {
+        return Ok(Order::Help(None));
+    };
+    if let Some(side) = side_of(first) {
+        return read_side(side, rest, environment);
+    }
+    match first.to_str() {
+        Some("-h" | "--help") => Ok(Order::Help(None)),
+        Some("-V" | "--version") => Ok(Order::Version),
+        _ => {
+            let got = escape_path(first.as_ref());
+            Err(Usage::new(None, format!("the first word is client or server, got \"{got}\"")))
+        }
+    }
+}
+
+fn read_side(side: Side, arguments: &[OsString], environment: &Environment) -> Result<Order, Usage> {
+    let given = Given { side, words: options::read(side, arguments)? };
+    if given.has("help") {
+        return Ok(Order::Help(Some(side)));
+    }
+    if given.has("version") {
+        return Ok(Order::Version);
+    }
+    match side {
+        Side::Client => client(&given, environment).map(Order::Client),
+        Side::Server => server(&given, environment).map(Order::Server),
+    }
+}
+
+/// The words of one subcommand.
+struct Given {
+    side: Side,
+    words: Vec<Word>,
+}
+
+impl Given {
+    fn has(&self, long: &str) -> bool {
+        self.count(long) > 0
+    }
+
+    fn count(&self, long: &str) -> usize {
+        options::values(&self.words, long).count()
+    }
+
+    /// The value of option `long` as `parse` understands it, or nothing when the option was not given.
+    fn value<T>(&self, long: &str, parse: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Usage> {
+        let Some(value) = options::values(&self.words, long).next() else {
+            return Ok(None);
+        };
+        parse(value).map(Some).ok_or_else(|| Usage::value(self.side, long, value))
+    }
+
+    fn wrong(&self, message: &str) -> Usage {
+        Usage::new(Some(self.side), message)
+    }
+}
+
+fn client(given: &Given, environment: &Environment) -> Result<ClientOrder, Usage> {
+    let mut config = common(given, environment)?;
+    let run = client_run(given)?;
+    config.join_room = !matches!(run, ClientRun::Job(_));
+    if matches!(run, ClientRun::Stay { .. }) {
+        config.retry = Retry::Forever;
+    }
+    set(&mut config.retry, given.value("retry", retry)?);
+    set(
+        &mut config.connect_timeout,
+        given.value("connect-timeout", |text| units::time(text).filter(|time| !time.is_zero()))?,
+    );
+    let variable = from_environment(given, "POSTWIRE_TO", "to", environment.to.as_deref(), not_empty)?;
+    let Some(address) = given.value("to", not_empty)?.or(variable) else {
+        return Err(given.wrong("--to HOST[:PORT] is missing, and there is no POSTWIRE_TO"));
+    };
+    Ok(ClientOrder { address, run, config, output: output(given)? })
+}
+
+fn client_run(given: &Given) -> Result<ClientRun, Usage> {
+    let mut items = items(given)?;
+    let count = given.value("count", |text| text.parse().ok().filter(|&count: &u64| count > 0))?;
+    if let Some(as_name) = given.value("as", |text| SafePath::parse(text.as_bytes()).ok())? {
+        let mut files = items.iter_mut().filter_map(|item| match item {
+            Item::File { name, .. } => Some(name),
+            Item::Text(_) => None,
+        });
+        match (files.next(), files.next()) {
+            (Some(name), None) => *name = Some(as_name),
+            _ => return Err(given.wrong("--as takes the name of one file: give exactly one file with it")),
+        }
+    }
+    if given.has("stay") {
+        if !items.is_empty() {
+            return Err(given.wrong("--stay takes no value, and no --file, --text or path beside it"));
+        }
+        return Ok(ClientRun::Stay { count });
+    }
+    if count.is_some() {
+        return Err(given.wrong("--count takes a number beside --stay only"));
+    }
+    Ok(if items.is_empty() { ClientRun::Chat } else { ClientRun::Job(items) })
+}
+
+/// The files and texts of a job, in the order of the command line.
+fn items(given: &Given) -> Result<VecDeque<Item>, Usage> {
+    let mut items = VecDeque::new();
+    for word in &given.words {
+        match word {
+            Word::Option { row, value } if row.long == "text" => {
+                if value.len() > config::TEXT_BYTES_MAX {
+                    return Err(Usage::takes(given.side, "--text", "text", &format!("{} bytes", value.len())));
+                }
+                items.push_back(Item::Text(value.clone()));
+            }
+            Word::Option { row, value } if row.long == "file" => items.push_back(file(given, value.as_ref())?),
+            Word::Path(path) => items.push_back(file(given, path)?),
+            Word::Option { .. } => {}
+        }
+    }
+    Ok(items)
+}
+
+fn file(given: &Given, path: &OsStr) -> Result<Item, Usage> {
+    if path.is_empty() || path == "-" {
+        return Err(Usage::value(given.side, "file", &path.to_string_lossy()));
+    }
+    Ok(Item::File { path: path.into(), name: None })
+}
+
+fn server(given: &Given, environment: &Environment) -> Result<ServerOrder, Usage> {
+    let mut config = common(given, environment)?;
+    let path = given.words.iter().find_map(|word| match word {
+        Word::Path(path) => Some(path),
+        Word::Option { .. } => None,
+    });
+    if let Some(path) = path {
+        return Err(given.wrong(&format!("a server takes options only, got \"{}\"", escape_path(path.as_ref()))));
+    }
+    config.relay = !given.has("no-relay");
+    set(
+        &mut config.max_clients,
+        given.value("max-clients", |text| text.parse().ok().filter(|&clients: &usize| clients > 0))?,
+    );
+    let listen = given.value("listen", not_empty)?.unwrap_or_else(|| format!(":{}", config::DEFAULT_PORT));
+    let port_file = given.value("port-file", not_empty)?.map(PathBuf::from);
+    Ok(ServerOrder { listen, port_file, config, output: output(given)? })
+}
+
+/// What both subcommands have.
+fn common(given: &Given, environment: &Environment) -> Result<Config, Usage> {
+    let nickname = |text: &str| Nickname::parse(text.as_bytes()).ok();
+    let variable = from_environment(given, "POSTWIRE_NICK", "nick", environment.nick.as_deref(), nickname)?;
+    let mut config = Config {
+        dir: given.value("dir", not_empty)?.map(PathBuf::from),
+        nick: given.value("nick", nickname)?.or(variable),
+        fsync: !given.has("no-fsync"),
+        ..Config::default()
+    };
+    set(&mut config.if_exists, given.value("if-exists", if_exists)?);
+    set(&mut config.max_file, given.value("max-file", units::size)?);
+    set(&mut config.min_free, given.value("min-free", units::size)?);
+    set(&mut config.max_memory, given.value("max-memory", memory)?);
+    set(&mut config.keep_partials, given.value("keep-partials", units::time)?);
+    Ok(config)
+}
+
+fn output(given: &Given) -> Result<Output, Usage> {
+    let level = match (given.has("quiet"), given.count("verbose")) {
+        (true, 0) => Level::Error,
+        (true, _) => return Err(given.wrong("--quiet takes no --verbose beside it")),
+        (false, 0) => Level::Notice,
+        (false, 1) => Level::Detail,
+        (false, _) => Level::Trace,
+    };
+    Ok(Output { json: given.has("json"), level })
+}
+
+/// The value of a variable that stands in for option `long`; a wrong one counts only where the option was not given.
+fn from_environment<T>(
+    given: &Given,
+    name: &str,
+    long: &str,
+    value: Option<&OsStr>,
+    parse: impl Fn(&str) -> Option<T>,
+) -> Result<Option<T>, Usage> {
+    let Some(value) = value.filter(|value| !value.is_empty() && !given.has(long)) else {
+        return Ok(None);
+    };
+    let wrong = || Usage::takes(given.side, name, long, &format!("\"{}\"", escape_path(value.as_ref())));
+    value.to_str().and_then(parse).map(Some).ok_or_else(wrong)
+}
+
+fn set<T>(field: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *field = value;
+    }
+}
+
+fn not_empty(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+fn if_exists(text: &str) -> Option<IfExists> {
+    match text {
+        "rename" => Some(IfExists::Rename),
+        "replace" => Some(IfExists::Replace),
+        "refuse" => Some(IfExists::Refuse),
+        _ => None,
+    }
+}
+
+fn memory(text: &str) -> Option<usize> {
+    let bytes = usize::try_from(units::size(text)?).ok()?;
+    (bytes >= config::MAX_MEMORY_BYTES_LEAST).then_some(bytes)
+}
+
+fn retry(text: &str) -> Option<Retry> {
+    match text {
+        "forever" => Some(Retry::Forever),
+        _ => units::time(text).map(Retry::For),
+    }
+}
+
+#[cfg(test)]
+#[path = "args_tests.rs"]
+mod tests;

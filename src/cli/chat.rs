@@ -1,0 +1,192 @@
+//! The run of a client with nothing to send: each line of standard input is a text to the room, and at its end the run waits
+//! until all it said was answered. On a terminal lines that begin with a slash are commands.
+
+use std::collections::BTreeMap;
+use std::io::{self, IsTerminal};
+
+use postwire::{config, Client, Direction, Error, Event, Nickname, State};
+
+use super::console::{self, Command};
+use super::exit::{Exit, Tally};
+use super::feed::{Feed, Gate, Happening};
+use super::input::Line;
+use super::options::Side;
+use super::print::Printer;
+
+/// What a text without an answer counts beside its length, so that empty ones are bounded too.
+const TEXT_COST: usize = 64;
+
+struct Chat<'a> {
+    client: &'a Client,
+    printer: &'a mut Printer,
+    gate: Gate,
+    /// Commands are for people.
+    takes_commands: bool,
+    /// What was said and not answered: sequence and cost.
+    texts_waiting: BTreeMap<u64, usize>,
+    files_waiting: usize,
+    /// The gate stays shut until some of `texts_waiting` are answered.
+    is_full: bool,
+    /// Nothing more will be said.
+    is_over: bool,
+    tally: Tally,
+}
+
+/// Talks until the input ends.
+pub fn run(client: &Client, feed: &mut Feed, printer: &mut Printer) -> Result<Exit, Error> {
+    let mut chat = Chat {
+        client,
+        printer,
+        gate: feed.add_input()?,
+        takes_commands: io::stdin().is_terminal(),
+        texts_waiting: BTreeMap::new(),
+        files_waiting: 0,
+        is_full: false,
+        is_over: false,
+        tally: Tally::default(),
+    };
+    loop {
+        match feed.next() {
+            Happening::Event(event) => {
+                chat.hear(&event);
+                if let Event::Disconnected(error) = event {
+                    return Ok(chat.ended(error));
+                }
+            }
+            Happening::EventsEnded | Happening::TimeUp => return Ok(chat.ended(None)),
+            Happening::Line(line) if !chat.is_over => chat.line(line),
+            Happening::Line(_) => {}
+            Happening::InputEnded => chat.over(),
+            Happening::Signal(number) => {
+                client.abort();
+                return Ok(Exit::Signal(number));
+            }
+        }
+    }
+}
+
+impl Chat<'_> {
+    fn line(&mut self, line: Line) {
+        match line {
+            Line::Text(text) if self.takes_commands => match console::parse(Side::Client, &text) {
+                Ok(command) => self.command(command),
+                Err(usage) => self.printer.error(&usage),
+            },
+            Line::Text(text) => self.say(None, &text),
+            Line::TooLong => self.unsaid("line not sent: longer than 64 KiB"),
+            Line::NotUtf8 => self.unsaid("line not sent: not UTF-8"),
+        }
+        self.is_full = self.texts_waiting.values().sum::<usize>() >= config::TEXT_WINDOW_BYTES;
+        if !self.is_full {
+            self.gate.open();
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Say(text) => self.say(None, &text),
+            Command::Message { to, text } => self.say(Some(&to), &text),
+            Command::Send { path, to: _ } => match self.client.send_file(&path) {
+                Ok(_) => self.files_waiting += 1,
+                Err(error) => {
+                    self.printer.unsendable(&path, &error);
+                    self.tally.failed(Exit::of(&error));
+                }
+            },
+            Command::Help => self.printer.notice(console::help(Side::Client)),
+            Command::Quit => self.over(),
+            Command::Who | Command::Nothing => {}
+        }
+    }
+
+    fn say(&mut self, to: Option<&Nickname>, text: &str) {
+        match self.client.send_text(to, text) {
+            Ok(sequence) => {
+                self.texts_waiting.insert(sequence, text.len() + TEXT_COST);
+            }
+            Err(error) => {
+                self.printer.error(&format!("text not sent: {error}"));
+                self.tally.failed(Exit::of(&error));
+            }
+        }
+    }
+
+    fn unsaid(&mut self, why: &str) {
+        self.printer.error(why);
+        self.tally.failed(Exit::Other);
+    }
+
+    fn hear(&mut self, event: &Event) {
+        match event {
+            Event::StateChanged(State::Connected) => {
+                self.printer.connected(self.client.peer_addr(), self.client.nickname().as_ref());
+            }
+            event => self.printer.event(event),
+        }
+        match event {
+            Event::TextDelivered { sequence } => self.text_answered(*sequence, None),
+            Event::TextRefused { sequence, refusal } => {
+                self.text_answered(*sequence, Some(Exit::of(&Error::Refused(*refusal))));
+            }
+            Event::Sent(_) => self.file_answered(None),
+            Event::TransferFailed(failure) if failure.direction == Direction::Outgoing => {
+                self.file_answered(Some(Exit::of(&failure.error)));
+            }
+            _ => {}
+        }
+    }
+
+    fn text_answered(&mut self, sequence: u64, failure: Option<Exit>) {
+        self.texts_waiting.remove(&sequence);
+        self.answered(failure);
+        let waiting: usize = if self.is_full { self.texts_waiting.values().sum() } else { 0 };
+        if self.is_full && waiting < config::TEXT_WINDOW_BYTES {
+            self.is_full = false;
+            self.gate.open();
+        }
+    }
+
+    fn file_answered(&mut self, failure: Option<Exit>) {
+        self.files_waiting = self.files_waiting.saturating_sub(1);
+        self.answered(failure);
+    }
+
+    fn answered(&mut self, failure: Option<Exit>) {
+        match failure {
+            Some(how) => self.tally.failed(how),
+            None => self.tally.done(),
+        }
+        self.leave_when_answered();
+    }
+
+    /// Nothing more will be said.
+    fn over(&mut self) {
+        self.is_over = true;
+        self.leave_when_answered();
+    }
+
+    fn leave_when_answered(&self) {
+        if self.is_over && self.is_answered() {
+            self.client.disconnect();
+        }
+    }
+
+    fn is_answered(&self) -> bool {
+        self.texts_waiting.is_empty() && self.files_waiting == 0
+    }
+
+    /// The connection ended: as we wished, or not.
+    fn ended(&mut self, error: Option<Error>) -> Exit {
+        if self.is_over && self.is_answered() {
+            return self.tally.exit();
+        }
+        let error = error.unwrap_or(Error::Broken { source: None });
+        self.printer.fatal(&error);
+        let how = Exit::of(&error);
+        if !self.is_over {
+            return how;
+        }
+        self.tally.failed(how);
+        self.tally.exit()
+    }
+}

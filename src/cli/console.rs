@@ -1,0 +1,159 @@
+//! What a typed line means: a text, or a [`Command`] where it begins with a slash. A function of the line.
+
+use std::path::PathBuf;
+
+use postwire::Nickname;
+
+use super::options::Side;
+
+/// What whoever sits at the console wants.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Say this to everybody in the room.
+    Say(String),
+    /// Say this to one.
+    Message {
+        to: Nickname,
+        text: String,
+    },
+    /// Send a file; a server to everybody in the room or to one.
+    Send {
+        path: PathBuf,
+        to: Option<Nickname>,
+    },
+    /// Who is connected (server).
+    Who,
+    Help,
+    Quit,
+    /// An empty line.
+    Nothing,
+}
+
+/// What `/help` says.
+pub fn help(side: Side) -> &'static str {
+    match side {
+        Side::Client => "/send PATH   /msg NICK TEXT   /quit   /help   //TEXT says /TEXT",
+        Side::Server => "/send PATH [@NICK]   /msg NICK TEXT   /who   /quit   /help   //TEXT says /TEXT",
+    }
+}
+
+/// Reads one line; an error is a line for the user.
+pub fn parse(side: Side, line: &str) -> Result<Command, String> {
+    if line.trim().is_empty() {
+        return Ok(Command::Nothing);
+    }
+    let Some(command) = line.strip_prefix('/') else {
+        return Ok(Command::Say(line.to_owned()));
+    };
+    if command.starts_with('/') {
+        return Ok(Command::Say(command.to_owned()));
+    }
+    let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
+    let alone = |command| if rest.trim().is_empty() { Ok(command) } else { Err(format!("/{name} takes nothing")) };
+    match (name, side) {
+        ("send", _) => send(side, rest),
+        ("msg", _) => message(rest),
+        ("who", Side::Server) => alone(Command::Who),
+        ("quit", _) => alone(Command::Quit),
+        ("help", _) => alone(Command::Help),
+        _ => Err(format!("no such command: /{} (see /help; //TEXT says /TEXT)", postwire::escape(name.as_bytes()))),
+    }
+}
+
+fn send(side: Side, rest: &str) -> Result<Command, String> {
+    const QUOTE: &str = "put a PATH with spaces between \"quotes\"";
+    let usage = || match side {
+        Side::Client => format!("/send takes PATH; {QUOTE}"),
+        Side::Server => format!("/send takes PATH or PATH @NICK; {QUOTE}"),
+    };
+    let (path, rest) = quoted_word(rest).ok_or_else(usage)?;
+    let to = match (rest.trim(), side) {
+        ("", _) => None,
+        (word, Side::Server) => {
+            let nickname = word.strip_prefix('@').ok_or_else(usage)?;
+            Some(Nickname::parse(nickname.as_bytes()).map_err(|_| usage())?)
+        }
+        _ => return Err(usage()),
+    };
+    Ok(Command::Send { path: path.into(), to })
+}
+
+fn message(rest: &str) -> Result<Command, String> {
+    let usage = || "/msg takes NICK TEXT".to_owned();
+    let (nickname, text) = rest.trim_start().split_once(char::is_whitespace).ok_or_else(usage)?;
+    let to = Nickname::parse(nickname.as_bytes()).map_err(|_| usage())?;
+    if text.trim().is_empty() {
+        return Err(usage());
+    }
+    Ok(Command::Message { to, text: text.to_owned() })
+}
+
+/// The first word, as a shell would read it: `"…"` and `\` take away the meaning of spaces. And what follows it.
+fn quoted_word(text: &str) -> Option<(String, &str)> {
+    let text = text.trim_start();
+    let mut word = String::new();
+    let mut in_quotes = false;
+    let mut chars = text.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '"' => in_quotes = !in_quotes,
+            '\\' => word.push(chars.next()?.1),
+            _ if c.is_whitespace() && !in_quotes => return Some((word, text.split_at(at).1)),
+            _ => word.push(c),
+        }
+    }
+    (!in_quotes && !word.is_empty()).then_some((word, ""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nickname(text: &str) -> Nickname {
+        Nickname::parse(text.as_bytes()).unwrap()
+    }
+
+    fn send(path: &str, to: Option<&str>) -> Result<Command, String> {
+        Ok(Command::Send { path: path.into(), to: to.map(nickname) })
+    }
+
+    #[test]
+    fn a_line_is_a_text_unless_it_begins_with_one_slash() {
+        let say = |text: &str| Ok(Command::Say(text.into()));
+        assert_eq!(parse(Side::Server, " hello /who "), say(" hello /who "));
+        assert_eq!(parse(Side::Client, "//quit"), say("/quit"));
+        assert_eq!(parse(Side::Client, "  "), Ok(Command::Nothing));
+    }
+
+    #[test]
+    fn a_path_may_be_quoted() {
+        assert_eq!(parse(Side::Client, "/send a.bin"), send("a.bin", None));
+        assert_eq!(parse(Side::Client, "/send  \"my file\" "), send("my file", None));
+        assert_eq!(parse(Side::Client, "/send my\\ \\\"file"), send("my \"file", None));
+        assert_eq!(parse(Side::Server, "/send \"my file\" @b7"), send("my file", Some("b7")));
+        for line in ["/send", "/send ", "/send my file", "/send \"a", "/send a\\", "/send \"\""] {
+            assert!(parse(Side::Client, line).is_err(), "{line}");
+        }
+        assert!(parse(Side::Server, "/send a b7").is_err());
+        assert!(parse(Side::Client, "/send a @b7").is_err());
+    }
+
+    #[test]
+    fn a_message_keeps_its_text() {
+        let expected = Command::Message { to: nickname("b7"), text: " two  spaces".into() };
+        assert_eq!(parse(Side::Client, "/msg b7  two  spaces"), Ok(expected));
+        for line in ["/msg", "/msg b7", "/msg b7 ", "/msg b:7 x"] {
+            assert!(parse(Side::Server, line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn commands_are_known_or_refused() {
+        assert_eq!(parse(Side::Server, "/who"), Ok(Command::Who));
+        assert!(parse(Side::Client, "/who").is_err());
+        assert_eq!(parse(Side::Client, "/quit"), Ok(Command::Quit));
+        assert_eq!(parse(Side::Client, "/help"), Ok(Command::Help));
+        assert!(parse(Side::Client, "/quit now").is_err());
+        assert!(parse(Side::Client, "/etc/passwd is a file").unwrap_err().contains("//TEXT"));
+    }
+}

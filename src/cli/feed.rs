@@ -1,0 +1,122 @@
+//! One line of happenings for the one loop that every run is: the events of the library, the lines of standard input and
+//! signals, each waited for by a thread of its own.
+//!
+//! It refuses to hold more than one happening: each thread waits until the loop takes what it has, so the library's bound on
+//! waiting texts stays a bound.
+
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use postwire::{config, Error, Event, Result};
+
+use super::input::{Line, LineReader};
+use super::signals::Watch;
+
+/// How long a run that was told to end may take, at most.
+pub const END_TIMEOUT: Duration = config::STOP_TIMEOUT.saturating_add(config::CLOSE_TIMEOUT);
+
+/// What a run waits for.
+pub enum Happening {
+    Event(Event),
+    /// No event follows.
+    EventsEnded,
+    Line(Line),
+    InputEnded,
+    /// The first signal; a later one ends the process at once.
+    Signal(i32),
+    /// The time set by [`Feed::end_soon`] has passed.
+    TimeUp,
+}
+
+pub struct Feed {
+    sender: SyncSender<Happening>,
+    receiver: Receiver<Happening>,
+    deadline: Option<Instant>,
+}
+
+/// Lets standard input be read line by line, as the run has room for the next.
+pub struct Gate(mpsc::Sender<()>);
+
+impl Feed {
+    /// A feed of signals.
+    pub fn new() -> Result<Feed> {
+        let (sender, receiver) = mpsc::sync_channel(0);
+        let mut watch = Watch::start().map_err(|source| Error::System { action: "watch signals", source })?;
+        let feed = Feed { sender, receiver, deadline: None };
+        let sender = feed.sender.clone();
+        spawn("signals", move || {
+            let Some(signal) = watch.first() else { return };
+            // The run may be stuck in a write and never take the first signal: that must not keep the second from working.
+            let _ = spawn("first signal", move || {
+                let _ = sender.send(Happening::Signal(signal));
+            });
+            watch.let_next_end();
+        })?;
+        Ok(feed)
+    }
+
+    /// Adds the events that `next` gives, until it gives none.
+    pub fn add_events(&self, mut next: impl FnMut() -> Result<Option<Event>> + Send + 'static) -> Result<()> {
+        let sender = self.sender.clone();
+        spawn("events", move || {
+            while let Ok(Some(event)) = next() {
+                if sender.send(Happening::Event(event)).is_err() {
+                    return;
+                }
+            }
+            let _ = sender.send(Happening::EventsEnded);
+        })
+    }
+
+    /// Adds the lines of standard input, each when the gate was opened for it; it is open for the first.
+    pub fn add_input(&self) -> Result<Gate> {
+        let sender = self.sender.clone();
+        let (gate, opened) = mpsc::channel();
+        let gate = Gate(gate);
+        gate.open();
+        spawn("stdin", move || {
+            let mut reader = LineReader::new();
+            for () in opened {
+                let Some(line) = reader.next_line() else {
+                    let _ = sender.send(Happening::InputEnded);
+                    return;
+                };
+                if sender.send(Happening::Line(line)).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(gate)
+    }
+
+    /// The run was told to end, and has [`END_TIMEOUT`] for it.
+    pub fn end_soon(&mut self) {
+        self.deadline.get_or_insert_with(|| Instant::now() + END_TIMEOUT);
+    }
+
+    /// Waits for the next happening.
+    pub fn next(&self) -> Happening {
+        let Some(deadline) = self.deadline else {
+            return self.receiver.recv().unwrap_or(Happening::EventsEnded);
+        };
+        match self.receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(happening) => happening,
+            Err(RecvTimeoutError::Timeout) => Happening::TimeUp,
+            Err(RecvTimeoutError::Disconnected) => Happening::EventsEnded,
+        }
+    }
+}
+
+impl Gate {
+    /// Lets one more line through.
+    pub fn open(&self) {
+        // After the end of the input nobody waits at the gate.
+        let _ = self.0.send(());
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+    let started = thread::Builder::new().name(name.to_owned()).spawn(body);
+    started.map(drop).map_err(|source| Error::System { action: "start a thread", source })
+}

@@ -1,0 +1,107 @@
+//! The texts of `--help`, made from the table of options and the table of exit codes.
+
+use std::fmt::Write;
+
+use super::exit;
+use super::options::{Row, Side};
+
+/// `postwire --version`.
+pub const VERSION: &str = concat!("postwire ", env!("CARGO_PKG_VERSION"));
+
+const WHOLE: &str = "\
+postwire carries texts and files between machines, both ways, over one TCP connection.
+
+Usage: postwire server [OPTION]...
+       postwire client --to HOST[:PORT] [OPTION]... [PATH]...
+
+  postwire server --dir inbox                          here
+  postwire client --to host --file dump.bin            there; exit 0 means it is on the other disk
+
+Under the name client or server (a link) it is that subcommand.
+See postwire server --help and postwire client --help.
+";
+
+const CLIENT: &str = "\
+Sends files and texts to a server, or talks in its room.
+
+Usage: postwire client --to HOST[:PORT] [OPTION]... [PATH]...
+
+With files or texts it sends them, in order, and ends. With neither it joins the server's room: each line of
+standard input is a text, what others say is printed as NICK: TEXT, and the end of input ends it.
+
+Examples:
+  postwire client --to board:7117 --file dump.bin
+  postwire client --to board *.log --text \"logs are there\"
+  make 2>&1 | postwire client --to board --nick build
+  postwire client --to board --stay --dir inbox
+";
+
+const SERVER: &str = "\
+Takes files, and carries texts between the clients in its room, until it is told to stop.
+
+Usage: postwire server [OPTION]...
+
+Texts are printed as NICK: TEXT. Each line of standard input is a text to everybody in the room; a line that
+begins with / is a command, see /help. The end of input does not end the server; /quit, ^C or SIGTERM does.
+
+Examples:
+  postwire server --dir inbox
+  postwire server --dir /data --listen 127.0.0.1:0 --port-file port --max-file 4G </dev/null
+";
+
+const UNITS: &str = "\
+SIZE is in bytes, or with k, M, G, T (1024). TIME is in seconds, or with ms, s, m, h, d.
+";
+
+/// The help of one subcommand, or of the whole.
+pub fn text(side: Option<Side>) -> String {
+    let (side, mut text, variables) = match side {
+        None => return WHOLE.to_owned(),
+        Some(Side::Client) => (Side::Client, CLIENT.to_owned(), "POSTWIRE_TO, POSTWIRE_NICK: as --to, --nick."),
+        Some(Side::Server) => (Side::Server, SERVER.to_owned(), "POSTWIRE_NICK: as --nick."),
+    };
+    text.push_str("\nOptions:\n");
+    side.rows().for_each(|row| push_line(&mut text, &option(row), 26, row.help));
+    text.push('\n');
+    text.push_str(UNITS);
+    push_line(&mut text, "Environment:", 0, variables);
+    text.push_str("\nExit codes:\n");
+    exit::TABLE.iter().for_each(|(exit, means)| push_line(&mut text, &format!("{:>5}", exit.code()), 5, means));
+    push_line(&mut text, "128+N", 5, "ended by signal N");
+    text
+}
+
+fn option(row: &Row) -> String {
+    let short = if row.short.is_empty() { "    ".to_owned() } else { format!("-{}, ", row.short) };
+    let value = if row.value.is_empty() { String::new() } else { format!(" {}", row.value) };
+    format!("{short}--{}{value}", row.long)
+}
+
+fn push_line(text: &mut String, left: &str, width: usize, right: &str) {
+    let indent = if width == 0 { "" } else { "  " };
+    // Writing to a String can't fail.
+    let _ = writeln!(text, "{indent}{left:<width$} {right}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::options::TABLE;
+
+    #[test]
+    fn every_option_is_in_the_help_of_its_side_and_in_no_other() {
+        for row in TABLE {
+            for side in [Side::Client, Side::Server] {
+                let shown = text(Some(side)).lines().any(|line| line.starts_with(&format!("  {}", option(row))));
+                assert_eq!(shown, row.sides.contains(&side), "{}", row.long);
+            }
+        }
+    }
+
+    #[test]
+    fn the_help_fits_a_wide_terminal() {
+        for side in [None, Some(Side::Client), Some(Side::Server)] {
+            assert!(text(side).lines().all(|line| line.len() <= 110), "{}", text(side));
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The run of a client with files and texts: it does them in order, and ends. [`Plan`] decides what comes next and touches
+//! nothing; [`run`] does it.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+
+use postwire::{Client, Direction, Error, Event, SafePath, State};
+
+use super::args::Item;
+use super::exit::{Exit, Tally};
+use super::feed::{Feed, Happening};
+use super::print::Printer;
+
+/// What is still to be done, and what became of the rest.
+#[derive(Default)]
+struct Plan {
+    items: VecDeque<Item>,
+    files_waiting: usize,
+    texts_waiting: usize,
+    file_failed: bool,
+    tally: Tally,
+}
+
+/// What a plan wants done next.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    SendFile(PathBuf, Option<SafePath>),
+    SendText(String),
+    /// A text whose files did not all arrive.
+    DropText,
+    /// For answers.
+    Wait,
+    End,
+}
+
+impl Plan {
+    /// Files are offered all at once; a text goes when every file before it was stored, and not if one failed.
+    fn step(&mut self) -> Step {
+        if matches!(self.items.front(), Some(Item::Text(_))) && self.files_waiting > 0 {
+            return Step::Wait;
+        }
+        match self.items.pop_front() {
+            Some(Item::File { path, name }) => {
+                self.files_waiting += 1;
+                Step::SendFile(path, name)
+            }
+            Some(Item::Text(_)) if self.file_failed => {
+                self.tally.failed(Exit::Other);
+                Step::DropText
+            }
+            Some(Item::Text(text)) => {
+                self.texts_waiting += 1;
+                Step::SendText(text)
+            }
+            None if self.is_answered() => Step::End,
+            None => Step::Wait,
+        }
+    }
+
+    /// Whether everything was sent and answered.
+    fn is_answered(&self) -> bool {
+        self.items.is_empty() && self.files_waiting == 0 && self.texts_waiting == 0
+    }
+
+    fn file_answered(&mut self, failure: Option<&Error>) {
+        self.files_waiting = self.files_waiting.saturating_sub(1);
+        self.file_failed |= failure.is_some();
+        self.answered(failure);
+    }
+
+    fn text_answered(&mut self, failure: Option<&Error>) {
+        self.texts_waiting = self.texts_waiting.saturating_sub(1);
+        self.answered(failure);
+    }
+
+    fn answered(&mut self, failure: Option<&Error>) {
+        match failure {
+            Some(error) => self.tally.failed(Exit::of(error)),
+            None => self.tally.done(),
+        }
+    }
+
+    fn hear(&mut self, event: &Event) {
+        match event {
+            Event::Sent(_) => self.file_answered(None),
+            Event::TransferFailed(failure) if failure.direction == Direction::Outgoing => {
+                self.file_answered(Some(&failure.error));
+            }
+            Event::TextDelivered { .. } => self.text_answered(None),
+            Event::TextRefused { refusal, .. } => self.text_answered(Some(&Error::Refused(*refusal))),
+            _ => {}
+        }
+    }
+}
+
+/// Does the items in order.
+pub fn run(client: &Client, items: VecDeque<Item>, feed: &mut Feed, printer: &mut Printer) -> Exit {
+    let mut plan = Plan { items, ..Plan::default() };
+    let mut signal = None;
+    advance(client, &mut plan, feed, printer);
+    loop {
+        match feed.next() {
+            // The end of the connection ends these too, and says why.
+            Happening::Event(Event::TransferFailed(failure)) if matches!(failure.error, Error::Closed) => {}
+            Happening::Event(Event::StateChanged(State::Connected)) => {
+                printer.connected(client.peer_addr(), client.nickname().as_ref());
+            }
+            Happening::Event(event) => {
+                printer.event(&event);
+                plan.hear(&event);
+                if let Event::Disconnected(error) = event {
+                    return ended(&mut plan, signal, error, printer);
+                }
+                if signal.is_none() {
+                    advance(client, &mut plan, feed, printer);
+                }
+            }
+            Happening::Signal(number) => {
+                signal = Some(number);
+                client.abort();
+                feed.end_soon();
+            }
+            Happening::EventsEnded | Happening::TimeUp => {
+                return ended(&mut plan, signal, None, printer);
+            }
+            Happening::Line(_) | Happening::InputEnded => {}
+        }
+    }
+}
+
+/// Sends what may go now; says goodbye when all is answered.
+fn advance(client: &Client, plan: &mut Plan, feed: &mut Feed, printer: &mut Printer) {
+    loop {
+        match plan.step() {
+            Step::SendFile(path, name) => {
+                let sent = match &name {
+                    Some(name) => client.send_file_as(&path, name),
+                    None => client.send_file(&path),
+                };
+                if let Err(error) = sent {
+                    printer.unsendable(&path, &error);
+                    plan.file_answered(Some(&error));
+                }
+            }
+            Step::SendText(text) => {
+                if let Err(error) = client.send_text(None, &text) {
+                    printer.error(&format!("text not sent: {error}"));
+                    plan.text_answered(Some(&error));
+                }
+            }
+            Step::DropText => printer.error("text not sent: a file before it failed"),
+            Step::Wait => return,
+            Step::End => {
+                client.disconnect();
+                feed.end_soon();
+                return;
+            }
+        }
+    }
+}
+
+/// After an answer to everything it does not matter how the connection ended.
+fn ended(plan: &mut Plan, signal: Option<i32>, error: Option<Error>, printer: &mut Printer) -> Exit {
+    if let Some(signal) = signal {
+        printer.fatal("interrupted: run the same command again to continue");
+        return Exit::Signal(signal);
+    }
+    if !plan.is_answered() {
+        let error = error.unwrap_or(Error::Broken { source: None });
+        printer.fatal(&error);
+        plan.tally.failed(Exit::of(&error));
+    }
+    plan.tally.exit()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use postwire::Refusal;
+
+    fn plan(words: &[&str]) -> Plan {
+        let item = |word: &&str| match word.strip_prefix("text:") {
+            Some(text) => Item::Text(text.into()),
+            None => Item::File { path: word.into(), name: None },
+        };
+        Plan { items: words.iter().map(item).collect(), ..Plan::default() }
+    }
+
+    fn file(path: &str) -> Step {
+        Step::SendFile(path.into(), None)
+    }
+
+    #[test]
+    fn files_are_offered_at_once_and_a_text_waits_for_those_before_it() {
+        let mut plan = plan(&["text:1", "a", "b", "text:2", "c"]);
+        assert_eq!(plan.step(), Step::SendText("1".into()));
+        assert_eq!([plan.step(), plan.step(), plan.step()], [file("a"), file("b"), Step::Wait]);
+        plan.file_answered(None);
+        assert_eq!(plan.step(), Step::Wait);
+        plan.file_answered(None);
+        assert_eq!([plan.step(), plan.step(), plan.step()], [Step::SendText("2".into()), file("c"), Step::Wait]);
+        plan.hear(&Event::TextDelivered { sequence: 1 });
+        plan.hear(&Event::TextDelivered { sequence: 2 });
+        assert_eq!(plan.step(), Step::Wait);
+        plan.file_answered(None);
+        assert_eq!(plan.step(), Step::End);
+        assert_eq!(plan.tally.exit(), Exit::Done);
+    }
+
+    #[test]
+    fn a_text_does_not_go_when_a_file_before_it_failed() {
+        let mut plan = plan(&["a", "text:stored", "b"]);
+        assert_eq!([plan.step(), plan.step()], [file("a"), Step::Wait]);
+        plan.file_answered(Some(&Error::Refused(Refusal::NoDirectory)));
+        assert_eq!([plan.step(), plan.step()], [Step::DropText, file("b")]);
+        plan.file_answered(Some(&Error::Refused(Refusal::NoDirectory)));
+        assert_eq!(plan.step(), Step::End);
+        assert_eq!(plan.tally.exit(), Exit::Refused);
+    }
+
+    #[test]
+    fn a_file_that_can_not_be_opened_lets_the_others_go() {
+        let mut plan = plan(&["a", "b"]);
+        assert_eq!(plan.step(), file("a"));
+        plan.file_answered(Some(&Error::SourceChanged { path: "a".into() }));
+        assert_eq!(plan.step(), file("b"));
+        plan.file_answered(None);
+        assert_eq!(plan.step(), Step::End);
+        assert_eq!(plan.tally.exit(), Exit::Partly);
+    }
+
+    #[test]
+    fn a_refused_text_is_a_failure() {
+        let mut plan = plan(&["text:1"]);
+        assert_eq!(plan.step(), Step::SendText("1".into()));
+        plan.hear(&Event::TextRefused { sequence: 1, refusal: Refusal::NoRelay });
+        assert_eq!(plan.step(), Step::End);
+        assert_eq!(plan.tally.exit(), Exit::Refused);
+    }
+}

@@ -1,0 +1,224 @@
+//! What `--json` prints: one object a line, with `type` and stable keys. Functions of events; `print` writes the lines.
+
+use std::fmt::{Display, Write};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use postwire::{escape, Direction, Error, Event, PeerInfo, Receipt, TransferFailure};
+
+/// An object under way.
+pub struct Object(String);
+
+impl Object {
+    /// An object of a type.
+    pub fn new(kind: &str) -> Object {
+        Object(String::from("{\"type\":")).raw_text(kind)
+    }
+
+    /// A text, exactly.
+    pub fn text(self, key: &str, text: &str) -> Object {
+        self.key(key).raw_text(text)
+    }
+
+    /// Bytes that mostly are text; where they are not UTF-8, `KEY_hex` holds them exactly.
+    pub fn bytes(self, key: &str, bytes: &[u8]) -> Object {
+        let object = self.text(key, &String::from_utf8_lossy(bytes));
+        if std::str::from_utf8(bytes).is_ok() {
+            return object;
+        }
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        object.text(&format!("{key}_hex"), &hex)
+    }
+
+    /// A text, or null.
+    pub fn nullable(self, key: &str, text: Option<&str>) -> Object {
+        match text {
+            Some(text) => self.text(key, text),
+            None => self.number(key, "null"),
+        }
+    }
+
+    /// A number, or what else stands in JSON as it displays.
+    pub fn number(self, key: &str, number: impl Display) -> Object {
+        let mut object = self.key(key);
+        // Writing to a String can't fail.
+        let _ = write!(object.0, "{number}");
+        object
+    }
+
+    pub fn boolean(self, key: &str, value: bool) -> Object {
+        self.number(key, value)
+    }
+
+    pub fn seconds(self, key: &str, time: Duration) -> Object {
+        self.number(key, format_args!("{:.3}", time.as_secs_f64()))
+    }
+
+    /// An address without its port, and the port.
+    pub fn address_and_port(self, address: SocketAddr) -> Object {
+        self.text("address", &address.ip().to_string()).number("port", address.port())
+    }
+
+    /// An error, where there is one.
+    pub fn error(self, error: Option<&Error>) -> Object {
+        match error {
+            Some(error) => self.text("error", &error.to_string()),
+            None => self,
+        }
+    }
+
+    /// The finished line, without its end.
+    pub fn line(mut self) -> String {
+        self.0.push('}');
+        self.0
+    }
+
+    fn key(mut self, key: &str) -> Object {
+        self.0.push(',');
+        let mut object = self.raw_text(key);
+        object.0.push(':');
+        object
+    }
+
+    /// Everything that a terminal could obey, and not only what JSON demands, is escaped: a reader gets it back exactly.
+    fn raw_text(mut self, text: &str) -> Object {
+        self.0.push('"');
+        for c in text.chars() {
+            match c {
+                '"' => self.0.push_str("\\\""),
+                '\\' => self.0.push_str("\\\\"),
+                '\n' => self.0.push_str("\\n"),
+                '\r' => self.0.push_str("\\r"),
+                '\t' => self.0.push_str("\\t"),
+                ' '..='~' => self.0.push(c),
+                _ if escape(c.encode_utf8(&mut [0; 4]).as_bytes()).starts_with('\\') => {
+                    c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| self.0.push_str(&format!("\\u{unit:04x}")));
+                }
+                _ => self.0.push(c),
+            }
+        }
+        self.0.push('"');
+        self
+    }
+}
+
+/// The line of an event, where it has one.
+pub fn event(event: &Event) -> Option<String> {
+    let object = match event {
+        Event::Retrying { error, after } => Object::new("retrying").error(Some(error)).seconds("seconds", *after),
+        Event::Disconnected(error) => Object::new("disconnected").error(error.as_ref()),
+        Event::PeerConnected { peer } => of_peer("peer_connected", peer),
+        Event::PeerDisconnected { peer, error } => of_peer("peer_disconnected", peer).error(error.as_ref()),
+        Event::StrangerRefused { address, error } => {
+            Object::new("refused").text("address", &address.to_string()).error(Some(error))
+        }
+        Event::AcceptError(error) => Object::new("error").text("message", &error.to_string()),
+        Event::Joined(nickname) => Object::new("joined").text("nick", nickname.as_str()),
+        Event::Left(nickname) => Object::new("left").text("nick", nickname.as_str()),
+        Event::Text(text) => Object::new("text")
+            .nullable("from", text.from.as_ref().map(|from| from.as_str()))
+            .boolean("private", text.private)
+            .text("text", &text.text),
+        Event::TextDelivered { sequence } => Object::new("delivered").number("sequence", sequence),
+        Event::TextRefused { sequence, refusal } => Object::new("text_refused")
+            .number("sequence", sequence)
+            .number("code", refusal.to_wire().0)
+            .text("error", &refusal.to_string()),
+        Event::Sent(receipt) => of_receipt("outgoing", receipt),
+        Event::Received(receipt) => of_receipt("incoming", receipt),
+        Event::TransferFailed(failure) => of_failure(failure),
+        _ => return None,
+    };
+    Some(object.line())
+}
+
+/// A peer of ours, in an object of type `kind`.
+pub fn of_peer(kind: &str, peer: &PeerInfo) -> Object {
+    let object = Object::new(kind).text("nick", peer.nickname.as_str());
+    object.text("address", &peer.address.to_string()).boolean("in_room", peer.in_room)
+}
+
+/// A file that will not be stored.
+pub fn failed(direction: Direction, name: &[u8], error: &Error) -> Object {
+    let direction = match direction {
+        Direction::Outgoing => "outgoing",
+        Direction::Incoming => "incoming",
+    };
+    let object = Object::new("failed").text("direction", direction).bytes("name", name);
+    match error {
+        Error::Refused(refusal) => object.number("code", refusal.to_wire().0).error(Some(error)),
+        _ => object.error(Some(error)),
+    }
+}
+
+fn of_failure(failure: &TransferFailure) -> Object {
+    let object = failed(failure.direction, &failure.name, &failure.error);
+    object.nullable("peer", failure.peer.as_ref().map(|peer| peer.as_str()))
+}
+
+fn of_receipt(direction: &str, receipt: &Receipt) -> Object {
+    Object::new("receipt")
+        .text("direction", direction)
+        .bytes("name", &receipt.name)
+        .bytes("stored", &receipt.stored)
+        .number("bytes", receipt.bytes)
+        .text("crc32", &format!("{:08x}", receipt.crc32))
+        .boolean("durable", receipt.durable)
+        .boolean("already", receipt.already)
+        .number("resumed_bytes", receipt.resumed_bytes)
+        .boolean("grew", receipt.grew)
+        .seconds("seconds", receipt.elapsed)
+        .nullable("peer", receipt.peer.as_ref().map(|peer| peer.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use postwire::{Nickname, Refusal};
+
+    #[test]
+    fn strings_come_back_exactly_and_no_terminal_obeys_them() {
+        let line = Object::new("text").text("text", "a\"b\\c\n\r\t\u{1b}[2J\u{9b}\u{202e}\u{e0041}é世").line();
+        let expected = "{\"type\":\"text\",\"text\":\"a\\\"b\\\\c\\n\\r\\t\\u001b[2J\\u009b\\u202e\\udb40\\udc41é世\"}";
+        assert_eq!(line, expected);
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_also_given_in_hex() {
+        let line = Object::new("x").bytes("name", b"caf\xe9").line();
+        assert_eq!(line, "{\"type\":\"x\",\"name\":\"caf\u{fffd}\",\"name_hex\":\"636166e9\"}");
+    }
+
+    #[test]
+    fn a_receipt_has_all_its_keys() {
+        let receipt = Receipt {
+            direction: Direction::Incoming,
+            transfer: 1,
+            peer: Nickname::parse(b"b7").ok(),
+            source: None,
+            name: b"a.bin".to_vec(),
+            stored: b"a-1.bin".to_vec(),
+            bytes: u64::MAX,
+            crc32: 0xa1b2,
+            durable: true,
+            already: false,
+            resumed_bytes: 7,
+            grew: false,
+            elapsed: Duration::from_millis(1500),
+        };
+        let expected = "{\"type\":\"receipt\",\"direction\":\"incoming\",\"name\":\"a.bin\",\"stored\":\"a-1.bin\",\
+            \"bytes\":18446744073709551615,\"crc32\":\"0000a1b2\",\"durable\":true,\"already\":false,\
+            \"resumed_bytes\":7,\"grew\":false,\"seconds\":1.500,\"peer\":\"b7\"}";
+        assert_eq!(event(&Event::Received(receipt)).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_refused_file_tells_the_code_of_the_protocol() {
+        let line = failed(Direction::Outgoing, b"x", &Error::Refused(Refusal::Exists)).line();
+        assert!(
+            line.starts_with("{\"type\":\"failed\",\"direction\":\"outgoing\",\"name\":\"x\",\"code\":9,\"error\":")
+        );
+        let line = failed(Direction::Outgoing, b"x", &Error::Closed).line();
+        assert_eq!(line, "{\"type\":\"failed\",\"direction\":\"outgoing\",\"name\":\"x\",\"error\":\"closed\"}");
+    }
+}

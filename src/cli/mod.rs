@@ -1,0 +1,85 @@
+//! The command line: what its words mean, the four runs, what is printed, and how it ends. It uses the library's public API
+//! only. Printing, the environment and exit codes are nowhere else.
+//!
+//! A run is one loop over one [`feed::Feed`]; its decisions are functions beside it that are tested without a connection.
+
+mod args;
+mod chat;
+mod console;
+mod exit;
+mod feed;
+mod help;
+mod human;
+mod input;
+mod job;
+mod json;
+mod options;
+mod print;
+mod serve;
+mod signals;
+mod stay;
+mod units;
+
+use std::env;
+use std::ffi::OsString;
+
+use postwire::{Client, Error, Result};
+
+use args::{ClientOrder, ClientRun, Environment, Order};
+use exit::Exit;
+use feed::Feed;
+use options::{Side, Usage};
+use print::{Printer, Run};
+
+/// Does what the command line says, and ends the process.
+pub fn main() -> ! {
+    let mut arguments = env::args_os();
+    let program = arguments.next().unwrap_or_default();
+    let arguments: Vec<OsString> = arguments.collect();
+    let environment = Environment { to: env::var_os("POSTWIRE_TO"), nick: env::var_os("POSTWIRE_NICK") };
+    let order =
+        args::read(&program, &arguments, &environment).unwrap_or_else(|usage| print::end_with(usage, Exit::Usage));
+    let (side, done) = match order {
+        Order::Help(side) => help_and_end(&help::text(side)),
+        Order::Version => help_and_end(help::VERSION),
+        Order::Client(order) => (Side::Client, client(order)),
+        Order::Server(order) => (Side::Server, serve::run(order)),
+    };
+    match done {
+        Ok(exit) => exit.end(),
+        Err(error) => print::end_with(explain(side, &error), Exit::of(&error)),
+    }
+}
+
+fn help_and_end(text: &str) -> ! {
+    print::print_help(text);
+    Exit::Done.end()
+}
+
+fn client(order: ClientOrder) -> Result<Exit> {
+    let mut feed = Feed::new()?;
+    let run = if order.config.join_room { Run::Room } else { Run::Job };
+    let mut printer = Printer::new(order.output, run);
+    let client = Client::connect(&order.address, order.config)?;
+    let events = client.clone();
+    feed.add_events(move || events.next_event(None))?;
+    let exit = match order.run {
+        ClientRun::Job(items) => job::run(&client, items, &mut feed, &mut printer),
+        ClientRun::Chat => chat::run(&client, &mut feed, &mut printer)?,
+        ClientRun::Stay { count } => stay::run(&client, count, &mut feed, &mut printer),
+    };
+    printer.finish();
+    Ok(exit)
+}
+
+/// An address that can't mean anything is wrong usage of the option that gave it.
+fn explain(side: Side, error: &Error) -> String {
+    let long = match side {
+        Side::Client => "to",
+        Side::Server => "listen",
+    };
+    match error {
+        Error::Argument { what: "address", got, .. } => Usage::value(side, long, got).to_string(),
+        error => error.to_string(),
+    }
+}

@@ -1,0 +1,161 @@
+//! The only place that writes to standard output and standard error. Texts and JSON go to the one, all else to the other.
+//!
+//! It refuses to go on without standard output: the process ends inside the call, while the caller still holds the text that
+//! could not be printed, so that it is never acknowledged.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::Path;
+
+use postwire::{escape_path, Direction, Error, Event, Nickname, PeerInfo};
+
+use super::args::{Level, Output};
+use super::exit::Exit;
+use super::human;
+use super::json::{self, Object};
+
+/// Says what happens, in the form and up to the level that the user chose.
+pub struct Printer {
+    output: Output,
+    run: Run,
+    /// A quiet job's first error, and how many came after it.
+    held: Option<(String, usize)>,
+}
+
+/// What the printer speaks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Run {
+    Job,
+    Room,
+    Server,
+}
+
+/// Ends the program with one line and the code for it.
+pub fn end_with(line: impl Display, exit: Exit) -> ! {
+    to_stderr(&format!("postwire: {line}"));
+    exit.end()
+}
+
+/// `--help` and `--version`.
+pub fn print_help(text: &str) {
+    to_stdout(text.trim_end_matches('\n'));
+}
+
+impl Printer {
+    pub fn new(output: Output, run: Run) -> Printer {
+        Printer { output, run, held: None }
+    }
+
+    /// Says what there is to say about an event.
+    pub fn event(&mut self, event: &Event) {
+        if self.output.json {
+            if let Some(line) = json::event(event) {
+                to_stdout(&line);
+            }
+            return;
+        }
+        match event {
+            Event::Text(text) => to_stdout(&human::text(text.from.as_ref(), &text.text)),
+            Event::Named(nickname) if self.run == Run::Room => self.say(Level::Notice, &format!("you are {nickname}")),
+            event => {
+                if let Some((level, line)) = human::event(event) {
+                    self.say(level, &line);
+                }
+            }
+        }
+    }
+
+    /// A server listens.
+    pub fn listening(&mut self, address: SocketAddr) {
+        let object = || Object::new("listening").address_and_port(address);
+        self.object_or_line(object, Level::Notice, &format!("listening on {address}"));
+    }
+
+    /// A client is connected.
+    pub fn connected(&mut self, address: Option<SocketAddr>, nickname: Option<&Nickname>) {
+        let address = address.map(|address| address.to_string());
+        let nickname = nickname.map(Nickname::as_str);
+        let object = || Object::new("connected").nullable("address", address.as_deref()).nullable("nick", nickname);
+        let line = format!("connected to {} as {}", address.as_deref().unwrap_or("?"), nickname.unwrap_or("?"));
+        self.object_or_line(object, Level::Detail, &line);
+    }
+
+    /// A file of this machine can't be sent.
+    pub fn unsendable(&mut self, path: &Path, error: &Error) {
+        let name = path.as_os_str().as_encoded_bytes();
+        let object = || json::failed(Direction::Outgoing, name, error).nullable("peer", None);
+        self.object_or_line(object, Level::Error, &human::unsendable(&escape_path(path), error));
+    }
+
+    /// One of those who are connected, for `/who`.
+    pub fn peer(&mut self, peer: &PeerInfo) {
+        let room = if peer.in_room { "in the room" } else { "delivering" };
+        let line = format!("{} {} {room}", peer.nickname, peer.address);
+        self.object_or_line(|| json::of_peer("peer", peer), Level::Error, &line);
+    }
+
+    /// A line that a person asked for or is glad of; nothing in JSON.
+    pub fn notice(&mut self, line: &str) {
+        if !self.output.json {
+            self.say(Level::Notice, line);
+        }
+    }
+
+    /// Something went wrong, and the run goes on.
+    pub fn error(&mut self, line: &str) {
+        self.object_or_line(|| Object::new("error").text("message", line), Level::Error, line);
+    }
+
+    /// Why the run ends, on standard error in any form.
+    pub fn fatal(&mut self, line: impl Display) {
+        self.say(Level::Error, &format!("postwire: {line}"));
+    }
+
+    /// Says what a quiet job held back: one line for all that went wrong.
+    pub fn finish(&mut self) {
+        match self.held.take() {
+            Some((line, 0)) => to_stderr(&line),
+            Some((line, more)) => to_stderr(&format!("{line} (and {more} more)")),
+            None => {}
+        }
+    }
+
+    fn object_or_line(&mut self, object: impl FnOnce() -> Object, level: Level, line: &str) {
+        if self.output.json {
+            to_stdout(&object().line());
+        } else {
+            self.say(level, line);
+        }
+    }
+
+    fn say(&mut self, level: Level, line: &str) {
+        if level > self.output.level {
+            return;
+        }
+        if self.output.level > Level::Error || self.run != Run::Job {
+            to_stderr(line);
+            return;
+        }
+        match &mut self.held {
+            Some((_, more)) => *more += 1,
+            None => self.held = Some((line.to_owned(), 0)),
+        }
+    }
+}
+
+/// Each line is flushed: when a text is acknowledged, whoever reads standard output has it.
+fn to_stdout(line: &str) {
+    let mut stdout = io::stdout().lock();
+    let written = stdout.write_all(format!("{line}\n").as_bytes()).and_then(|()| stdout.flush());
+    match written {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::of_output(&error).end(),
+        Err(error) => end_with(format_args!("can't write standard output: {error}"), Exit::of_output(&error)),
+    }
+}
+
+/// Where nobody hears us there is nobody to tell.
+fn to_stderr(line: &str) {
+    let _ = io::stderr().lock().write_all(format!("{line}\n").as_bytes());
+}

@@ -1,0 +1,141 @@
+//! The run of a server: it prints what happens and does what its console says, until it is told to stop.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use postwire::{Error, Nickname, Refusal, Result, Server};
+use signal_hook::consts::SIGINT;
+
+use super::args::ServerOrder;
+use super::console::{self, Command};
+use super::exit::Exit;
+use super::feed::{Feed, Gate, Happening};
+use super::input::Line;
+use super::options::Side;
+use super::print::{Printer, Run};
+
+struct Serve {
+    server: Server,
+    printer: Printer,
+    gate: Gate,
+}
+
+/// Serves until a signal or `/quit`.
+pub fn run(order: ServerOrder) -> Result<Exit> {
+    let mut feed = Feed::new()?;
+    let mut printer = Printer::new(order.output, Run::Server);
+    let server = Server::bind(&order.listen, order.config)?;
+    printer.listening(server.local_addr());
+    if let Some(path) = &order.port_file {
+        write_port_file(path, server.server_port())?;
+    }
+    let events = server.clone();
+    feed.add_events(move || events.next_event(None))?;
+    let gate = feed.add_input()?;
+    let mut serve = Serve { server, printer, gate };
+    let mut exit = None;
+    loop {
+        let stop = match feed.next() {
+            Happening::Event(event) => {
+                serve.printer.event(&event);
+                continue;
+            }
+            Happening::Line(line) => {
+                if !serve.line(line) {
+                    serve.gate.open();
+                    continue;
+                }
+                Exit::Done
+            }
+            Happening::InputEnded => continue,
+            Happening::Signal(SIGINT) => Exit::Signal(SIGINT),
+            Happening::Signal(_) => Exit::Done,
+            // Before we stopped it there is no end; if there is one, it is a failure.
+            Happening::EventsEnded | Happening::TimeUp => return exit.ok_or(Error::Closed),
+        };
+        exit = Some(stop);
+        serve.printer.notice("stopping: open transfers get 10 s, a second signal ends them");
+        serve.server.stop();
+        feed.end_soon();
+    }
+}
+
+impl Serve {
+    /// Does what a line says; true when it says to stop.
+    fn line(&mut self, line: Line) -> bool {
+        let parsed = match line {
+            Line::Text(text) => console::parse(Side::Server, &text),
+            Line::TooLong => Err("line not sent: longer than 64 KiB".to_owned()),
+            Line::NotUtf8 => Err("line not sent: not UTF-8".to_owned()),
+        };
+        match parsed {
+            Ok(Command::Quit) => return true,
+            Ok(command) => self.command(command),
+            Err(usage) => self.printer.error(&usage),
+        }
+        false
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Say(text) => self.say(None, &text),
+            Command::Message { to, text } => self.say(Some(&to), &text),
+            Command::Send { path, to } => {
+                if let Err(error) = self.server.send_file(to.as_ref(), &path) {
+                    match nobody(&error, to.as_ref()) {
+                        Some(nobody) => self.printer.error(&format!("file not sent: {nobody}")),
+                        None => self.printer.unsendable(&path, &error),
+                    }
+                }
+            }
+            Command::Who => self.server.peers().iter().for_each(|peer| self.printer.peer(peer)),
+            Command::Help => self.printer.notice(console::help(Side::Server)),
+            Command::Quit | Command::Nothing => {}
+        }
+    }
+
+    fn say(&mut self, to: Option<&Nickname>, text: &str) {
+        if let Err(error) = self.server.send_text(to, text) {
+            let why = nobody(&error, to).unwrap_or_else(|| error.to_string());
+            self.printer.error(&format!("text not sent: {why}"));
+        }
+    }
+}
+
+/// Who is missing, when that is the error.
+fn nobody(error: &Error, to: Option<&Nickname>) -> Option<String> {
+    match (error, to) {
+        (Error::Refused(Refusal::Nobody), None) => Some("nobody is in the room".to_owned()),
+        (Error::Refused(Refusal::Nobody), Some(to)) => Some(format!("nobody is called {to}")),
+        _ => None,
+    }
+}
+
+/// Whoever waits for the file finds it whole or not at all.
+fn write_port_file(path: &Path, port: u16) -> Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(format!(".{}", std::process::id()));
+    let beside = PathBuf::from(beside);
+    let written = fs::write(&beside, format!("{port}\n")).and_then(|()| fs::rename(&beside, path));
+    written.map_err(|source| {
+        // What is left of it helps nobody.
+        let _ = fs::remove_file(&beside);
+        Error::File { action: "write", path: path.to_owned(), source }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_file_is_whole_and_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("port");
+        write_port_file(&path, 1).unwrap();
+        write_port_file(&path, 7117).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "7117\n");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(matches!(write_port_file(&dir.path().join("no/port"), 1), Err(Error::File { .. })));
+    }
+}
