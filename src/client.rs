@@ -405,13 +405,13 @@ struct ClientOwner {
 }
 
 impl Owner for ClientOwner {
-    fn text(&self, text: wire::Text, handled: Handled) -> std::result::Result<(), Refusal> {
+    fn text(&self, text: wire::Text, handled: Handled) -> std::result::Result<(), (Refusal, Handled)> {
         let Some(shared) = self.shared.upgrade() else { return Ok(()) };
         if !shared.link.take().seen.is_new(text.run, text.sequence) {
             return Ok(());
         }
         if !shared.events.has_room_for_text(text.text.len()) {
-            return Err(Refusal::TooMuch);
+            return Err((Refusal::TooMuch, handled));
         }
         shared.link.take().seen.remember(text.run, text.sequence);
         let private = text.to.is_some();

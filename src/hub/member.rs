@@ -23,7 +23,7 @@ pub(super) struct MemberOwner {
 }
 
 impl Owner for MemberOwner {
-    fn text(&self, text: wire::Text, handled: Handled) -> Result<(), Refusal> {
+    fn text(&self, text: wire::Text, handled: Handled) -> Result<(), (Refusal, Handled)> {
         self.hub.said(&self.info, text, handled)
     }
 

@@ -22,7 +22,9 @@ use crate::conn::Conn;
 use crate::error::{Error, Goodbye, Refusal, Result};
 use crate::event::{Event, Events, PeerInfo};
 use crate::name::{Nickname, SafeName, SafePath};
-use crate::session::{greet_as_server, refuse, welcome, FrameReader, Mailbox, MakeInbound, Session, SessionContext};
+use crate::session::{
+    greet_as_server, refuse, welcome, FrameReader, Handled, Mailbox, MakeInbound, Session, SessionContext,
+};
 use crate::storage::{Source, Store};
 use crate::transfer::{Budget, InboundContext, Report, TransferId};
 use crate::wire::{self, Message, Presence, RunId};
@@ -295,24 +297,19 @@ impl Hub {
     }
 
     /// A text from a member: to the room or to one, and to the application.
-    fn said(
-        &self,
-        info: &PeerInfo,
-        text: wire::Text,
-        handled: crate::session::Handled,
-    ) -> std::result::Result<(), Refusal> {
+    fn said(&self, info: &PeerInfo, text: wire::Text, handled: Handled) -> std::result::Result<(), (Refusal, Handled)> {
         if !self.state.take().seen.is_new(text.run, text.sequence) {
             return Ok(());
         }
         if !self.events.has_room_for_text(text.text.len()) {
-            return Err(Refusal::TooMuch);
+            return Err((Refusal::TooMuch, handled));
         }
         let carried = wire::Text { from: Some(info.nickname.clone()), ..text };
         if let Some(to) = &carried.to {
             if !self.config.relay {
-                return Err(Refusal::NoRelay);
+                return Err((Refusal::NoRelay, handled));
             }
-            let receivers = self.receivers(Some(to)).map_err(|_| Refusal::Nobody)?;
+            let Ok(receivers) = self.receivers(Some(to)) else { return Err((Refusal::Nobody, handled)) };
             deliver(&receivers, carried.clone(), None);
         } else if self.config.relay && info.in_room {
             deliver(&self.room_but(info.id), carried.clone(), None);

@@ -19,7 +19,15 @@ pub(crate) enum TextReport {
 pub(crate) struct Mailbox {
     pub(crate) texts: Texts,
     pub(crate) files: Arc<Outbound>,
-    wake: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
+    link: Mutex<Link>,
+}
+
+/// Which connection the mailbox flows to.
+#[derive(Default)]
+struct Link {
+    wake: Option<Arc<dyn Fn() + Send + Sync>>,
+    /// Counts connections: an old one that ends late must not touch a new one's state.
+    epoch: u32,
 }
 
 impl Mailbox {
@@ -27,26 +35,37 @@ impl Mailbox {
         text_report: impl Fn(TextReport) + Send + Sync + 'static,
         report: impl Fn(Report) + Send + Sync + 'static,
     ) -> Mailbox {
-        Mailbox { texts: Texts::new(text_report), files: Arc::new(Outbound::new(report)), wake: Mutex::new(None) }
+        Mailbox { texts: Texts::new(text_report), files: Arc::new(Outbound::new(report)), link: Mutex::default() }
     }
 
-    /// A connection stands.
-    pub(super) fn attach(&self, peer: &wire::Peer, wake: Arc<dyn Fn() + Send + Sync>) {
+    /// A connection stands; gives the number that stands for it.
+    pub(super) fn attach(&self, peer: &wire::Peer, wake: Arc<dyn Fn() + Send + Sync>) -> u32 {
+        let mut link = self.link.take();
+        link.epoch += 1;
         self.texts.attach(peer.text_window_bytes);
         self.files.attach(peer, Arc::clone(&wake));
-        *self.wake.take() = Some(wake);
+        link.wake = Some(wake);
+        link.epoch
     }
 
     /// It is gone.
-    pub(super) fn detach(&self) {
-        *self.wake.take() = None;
-        self.files.detach();
-        self.texts.detach();
+    pub(super) fn detach(&self, epoch: u32) {
+        let mut link = self.link.take();
+        if link.epoch == epoch {
+            link.wake = None;
+            self.files.detach();
+            self.texts.detach();
+        }
+    }
+
+    /// Whether no newer connection took over.
+    pub(super) fn is_current(&self, epoch: u32) -> bool {
+        self.link.take().epoch == epoch
     }
 
     /// Something was put in.
     pub(crate) fn wake(&self) {
-        let wake = self.wake.take().clone();
+        let wake = self.link.take().wake.clone();
         if let Some(wake) = wake {
             wake();
         }

@@ -32,8 +32,9 @@ use turn::Turn;
 
 /// Who a session's texts and announcements go to.
 pub(crate) trait Owner: Send + Sync {
-    /// A text came. It is acknowledged when `handled` is dropped. An error refuses it.
-    fn text(&self, text: wire::Text, handled: Handled) -> std::result::Result<(), Refusal>;
+    /// A text came. It is acknowledged when `handled` is dropped. An error refuses it, and gives `handled` back: the
+    /// refusal must be said first (PROTOCOL 4.4).
+    fn text(&self, text: wire::Text, handled: Handled) -> std::result::Result<(), (Refusal, Handled)>;
     /// Somebody came or left.
     fn presence(&self, presence: Presence);
     /// Our nickname from now on.
@@ -105,13 +106,15 @@ impl Session {
     /// # Errors
     /// Why it broke, or was ended.
     pub(crate) fn run(self: &Arc<Self>, mut reader: FrameReader) -> Result<Goodbye> {
-        self.mailbox.attach(&self.peer, waker(&self.this));
+        let epoch = self.mailbox.attach(&self.peer, waker(&self.this));
         self.flush();
-        let result = self.read(&mut reader);
+        let result = self.read(&mut reader, epoch);
+        let violation = self.turn.take().violation.take();
+        let result = violation.map_or(result, Err);
         if let Err(Error::Violation(_) | Error::Wire(_)) = &result {
             self.refuse_connection(Refusal::Protocol);
         }
-        self.mailbox.detach();
+        self.mailbox.detach(epoch);
         self.inbound.close();
         self.turn.take().ended = true;
         self.work.notify_all();
@@ -146,7 +149,7 @@ impl Session {
         self.conn.end();
     }
 
-    fn read(self: &Arc<Self>, reader: &mut FrameReader) -> Result<Goodbye> {
+    fn read(self: &Arc<Self>, reader: &mut FrameReader, epoch: u32) -> Result<Goodbye> {
         let set_timeout = |timeout| self.conn.set_read_timeout(timeout).map_err(Error::system("set a timeout"));
         set_timeout(PING_AFTER)?;
         let mut heard = Instant::now();
@@ -155,6 +158,7 @@ impl Session {
         loop {
             // Acknowledgements and answers go out together, once all that came is taken in.
             match reader.buffered_frame()? {
+                Some(_) if !self.mailbox.is_current(epoch) => return Err(Error::Goodbye(Goodbye::Replaced)),
                 Some(frame) => {
                     if let Some(reason) = self.take_in(frame)? {
                         goodbye = Some(reason);
@@ -256,8 +260,9 @@ impl Session {
                 session.flush();
             }
         });
-        if let Err(refusal) = self.owner.text(text, handled) {
+        if let Err((refusal, handled)) = self.owner.text(text, handled) {
             self.turn.take().refuse_text(number, refusal);
+            drop(handled);
         }
         Ok(())
     }
@@ -296,8 +301,9 @@ fn waker(session: &Weak<Session>) -> Arc<dyn Fn() + Send + Sync> {
 
 fn violation_handler(session: &Weak<Session>) -> Box<dyn Fn(Error) + Send + Sync> {
     let session = Weak::clone(session);
-    Box::new(move |_| {
+    Box::new(move |error| {
         if let Some(session) = session.upgrade() {
+            session.turn.take().violation.get_or_insert(error);
             session.refuse_connection(Refusal::Protocol);
             session.end();
         }

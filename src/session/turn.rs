@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::Session;
 use crate::config::{CHUNK_BYTES_MAX, IDLE_THREAD};
-use crate::error::{Goodbye, Refusal};
+use crate::error::{Error, Goodbye, Refusal};
 use crate::wire::{Message, Presence, Subject};
 use crate::worker::{spawn, Lock};
 
@@ -25,6 +25,8 @@ pub(super) struct Turn {
     presence: VecDeque<Presence>,
     refused_texts: VecDeque<(u64, Refusal)>,
     refused: Option<Refusal>,
+    /// What the disk thread found wrong with the peer: why the session ends.
+    pub(super) violation: Option<Error>,
     texts_arrived: u64,
     /// Texts handled in order, those handled before an earlier one, and the last count that was said.
     texts_handled: u64,
@@ -61,6 +63,7 @@ impl Turn {
             presence: VecDeque::new(),
             refused_texts: VecDeque::new(),
             refused: None,
+            violation: None,
             texts_arrived: 0,
             texts_handled: 0,
             texts_handled_early: BTreeSet::new(),

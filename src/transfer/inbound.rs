@@ -382,11 +382,8 @@ impl Inner {
     }
 
     fn done(self: &Arc<Self>, number: u32) -> crate::storage::Done {
-        let (weak, budget) = (Arc::downgrade(self), Arc::clone(&self.context.budget));
-        Box::new(move |result| {
-            budget.end_commit();
-            post(&weak, Job::Committed { number, result });
-        })
+        let unrun = Unrun { inner: Arc::downgrade(self), budget: Arc::clone(&self.context.budget), number, ran: false };
+        Box::new(move |result| unrun.run(result))
     }
 
     fn chunk(self: &Arc<Self>, files: &mut Files, chunk: Chunk) -> Result<()> {
@@ -719,6 +716,32 @@ impl Inner {
             self.context.budget.give_back(std::mem::take(&mut ledger.held));
             self.context.budget.leave();
             ledger.credit = ledger.consumed;
+        }
+    }
+}
+
+/// Tells of a commit's end, also when no thread could be had for it and it was dropped.
+struct Unrun {
+    inner: Weak<Inner>,
+    budget: Arc<Budget>,
+    number: u32,
+    ran: bool,
+}
+
+impl Unrun {
+    fn run(mut self, result: std::result::Result<Committed, Failure>) {
+        self.ran = true;
+        self.budget.end_commit();
+        post(&self.inner, Job::Committed { number: self.number, result });
+    }
+}
+
+impl Drop for Unrun {
+    fn drop(&mut self) {
+        if !self.ran {
+            self.budget.end_commit();
+            let result = Err(Failure { refusal: Refusal::Failed, cause: None });
+            post(&self.inner, Job::Committed { number: self.number, result });
         }
     }
 }

@@ -76,6 +76,7 @@ impl Outbound {
     pub(crate) fn add(&self, id: TransferId, path: &Path, name: &SafePath) {
         let file = Outgoing {
             id,
+            number: 0,
             path: path.to_owned(),
             name: name.to_bytes(),
             started: Instant::now(),
@@ -197,6 +198,7 @@ impl Outbound {
         link.unanswered += 1;
         link.numbers.insert(link.last_number, id);
         file.phase = Phase::Offered;
+        file.number = link.last_number;
         file.offered = offered.clone();
         let offer = wire::Offer {
             transfer: link.last_number,
@@ -452,24 +454,22 @@ impl State {
     }
 
     fn cancel(&mut self, id: TransferId, reason: CancelReason) {
-        let Some(link) = &mut self.link else { return };
-        let number = link.numbers.iter().find(|(_, &other)| other == id).map(|(&number, _)| number);
-        if let Some(transfer) = number {
-            link.ready.push_back(Message::Cancel { transfer, reason });
+        let known = self.files.get(&id).filter(|file| !matches!(file.phase, Phase::Waiting));
+        if let (Some(link), Some(file)) = (&mut self.link, known) {
+            link.ready.push_back(Message::Cancel { transfer: file.number, reason });
         }
     }
 
+    /// Forgets a file; the queues pass over what is not there.
     fn remove(&mut self, id: TransferId) -> Option<Outgoing> {
         let mut file = self.files.remove(&id)?;
-        self.waiting.retain(|&other| other != id);
-        self.sending.retain(|&other| other != id);
         if let Some(link) = &mut self.link {
-            link.numbers.retain(|_, &mut other| other != id);
             match &mut file.phase {
-                Phase::Waiting => {}
+                Phase::Waiting => return Some(file),
                 Phase::Offered => link.unanswered = link.unanswered.saturating_sub(1),
                 Phase::Sending(sending) => link.window.acknowledged(sending.unacknowledged(), Instant::now()),
             }
+            link.numbers.remove(&file.number);
         }
         Some(file)
     }
@@ -493,15 +493,16 @@ impl State {
         let link = self.link.as_ref()?;
         let length_max = link.length_max();
         if link.unanswered < link.offers_max {
-            if let Some(id) = self.waiting.pop_front() {
-                let path = self.files.get(&id)?.path.clone();
-                return Some(Work::Offer { id, path });
+            while let Some(id) = self.waiting.pop_front() {
+                if let Some(file) = self.files.get(&id) {
+                    return Some(Work::Offer { id, path: file.path.clone() });
+                }
             }
         }
         for _ in 0..self.sending.len() {
             let id = self.sending.pop_front()?;
-            let number = link.numbers.iter().find(|(_, &other)| other == id).map(|(&number, _)| number);
-            let (Some(number), Some(file)) = (number, self.files.get_mut(&id)) else { continue };
+            let Some(file) = self.files.get_mut(&id) else { continue };
+            let number = file.number;
             let (path, offered) = (file.path.clone(), file.offered.clone());
             let Some(sending) = file.sending() else { continue };
             match sending.step(offered.size, length_max) {

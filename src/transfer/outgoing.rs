@@ -16,6 +16,8 @@ use crate::wire::{self, Time};
 /// One file that is to be sent, over as many connections as it takes.
 pub(super) struct Outgoing {
     pub(super) id: TransferId,
+    /// Its number on this connection, once it is offered (PROTOCOL 5.1).
+    pub(super) number: u32,
     pub(super) path: PathBuf,
     /// The path that is offered, as bytes.
     pub(super) name: Vec<u8>,
