@@ -27,9 +27,9 @@ impl Scratch {
     }
 
     /// Makes a file of random bytes in it.
-    pub fn file(&self, name: &str, size_bytes: usize, seed: u64) -> String {
+    pub fn file(&self, name: &str, size_bytes: u64, seed: u64) -> String {
         let path = self.path(name);
-        random_file(&path, size_bytes, seed);
+        random_file(&path, usize::try_from(size_bytes).unwrap(), seed);
         path
     }
 }

@@ -1,0 +1,188 @@
+//! The real binary: texts and files among several clients, and strangers at the door.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use common::{assert_same_file, client, client_spawn, Running, Scratch, Server};
+
+/// A chat client in the room.
+fn chat(server: &mut Server, nick: &str) -> Running {
+    let client = client_spawn(&["--to", &server.address(), "--nick", nick]);
+    server.wait_stderr(|line| line == format!("{nick} joined"));
+    client
+}
+
+#[test]
+fn what_is_said_in_the_room_reaches_everyone_once() {
+    let mut server = Server::start(&[]);
+    let (mut ann, mut bob) = (chat(&mut server, "ann"), chat(&mut server, "bob"));
+    ann.type_line("hello \u{1b}[2J");
+    bob.wait_stdout(|line| line == "ann: hello \\u{1b}[2J");
+    server.wait_stdout(|line| line.starts_with("ann: hello"));
+    server.type_line("from the server");
+    ann.wait_stdout(|line| line == "server: from the server");
+    bob.wait_stdout(|line| line == "server: from the server");
+    ann.close_stdin();
+    let ann = ann.wait();
+    ann.assert_code(0);
+    ann.assert(!ann.stdout.contains("ann:"), "nobody hears themselves");
+    bob.close_stdin();
+    let bob = bob.wait();
+    assert_eq!(bob.stdout.matches("hello").count(), 1);
+    assert_eq!(server.terminate().stdout.matches("hello").count(), 1);
+}
+
+#[test]
+fn without_relay_texts_stay_between_server_and_sender() {
+    let mut server = Server::start(&["--no-relay"]);
+    let (mut ann, mut bob) = (chat(&mut server, "ann"), chat(&mut server, "bob"));
+    ann.type_line("secret");
+    server.wait_stdout(|line| line == "ann: secret");
+    server.type_line("last");
+    bob.wait_stdout(|line| line == "server: last");
+    bob.close_stdin();
+    let bob = bob.wait();
+    bob.assert(!bob.stdout.contains("secret"), "not carried on");
+}
+
+#[test]
+fn a_job_hears_nothing_and_is_announced_to_nobody() {
+    let scratch = Scratch::new();
+    let inbox = scratch.directory("inbox");
+    let mut server = Server::start(&["--dir", &inbox]);
+    let mut ann = chat(&mut server, "ann");
+    let job = client(&["--to", &server.address(), "--nick", "job", "--file", &scratch.file("a", 1000, 1)]);
+    job.assert_code(0);
+    job.assert(job.stdout.is_empty(), "nothing is heard");
+    server.type_line("after");
+    ann.wait_stdout(|line| line == "server: after");
+    ann.close_stdin();
+    let ann = ann.wait();
+    ann.assert(!ann.stderr.contains("job"), "nobody is told");
+    let server = server.terminate();
+    server.assert(!server.stderr.contains("job joined"), "not in the room");
+}
+
+#[test]
+fn a_taken_nickname_gets_a_number() {
+    let mut server = Server::start(&[]);
+    let _first = chat(&mut server, "b7");
+    let mut second = client_spawn(&["--to", &server.address(), "--nick", "b7"]);
+    server.wait_stderr(|line| line == "b7-2 joined");
+    second.wait_stderr(|line| line.contains("b7-2"));
+}
+
+#[test]
+fn the_console_sends_files_to_whoever_takes_them() {
+    let scratch = Scratch::new();
+    let mut server = Server::start(&[]);
+    let here = scratch.directory("here");
+    let file = scratch.file("fw.bin", 5_000_000, 1);
+    let mut stay = client_spawn(&["--to", &server.address(), "--nick", "b7", "--stay", "--dir", &here, "--count", "2"]);
+    server.wait_stderr(|line| line == "b7 joined");
+    let without = chat(&mut server, "b8");
+    server.type_line(&format!("/send {file} @b7"));
+    server.wait_stderr(|line| line.contains("fw.bin") && line.contains("b7") && line.contains("durable"));
+    assert_same_file(&file, format!("{here}/fw.bin"));
+    server.type_line(&format!("/send {file} @b8"));
+    server.wait_stderr(|line| line.contains("b8") && line.contains("--dir"));
+    server.type_line("done");
+    stay.wait().assert_code(0);
+    drop(without);
+}
+
+#[test]
+fn a_text_passes_a_large_file_on_the_same_connection() {
+    let scratch = Scratch::new();
+    let mut server = Server::start(&[]);
+    let here = scratch.directory("here");
+    let file = scratch.file("big", 512 * 1024 * 1024, 1);
+    let mut stay = client_spawn(&["--to", &server.address(), "--nick", "b7", "--stay", "--dir", &here, "--count", "2"]);
+    server.wait_stderr(|line| line == "b7 joined");
+    server.type_line(&format!("/send {file} @b7"));
+    server.type_line("beside it");
+    stay.wait_stdout(|line| line == "server: beside it");
+    assert!(std::fs::metadata(format!("{here}/big")).is_err(), "the text came after the file");
+    stay.wait().assert_code(0);
+    assert_same_file(&file, format!("{here}/big"));
+}
+
+#[test]
+fn a_client_that_stays_comes_back_after_the_server_does() {
+    let mut server = Server::start(&[]);
+    let port = server.port().to_string();
+    let mut stay = client_spawn(&["--to", &server.address(), "--nick", "b7", "--stay", "--count", "1"]);
+    server.wait_stderr(|line| line == "b7 joined");
+    server.terminate();
+    let listen = format!("127.0.0.1:{port}");
+    let mut command = std::process::Command::new(common::BINARY);
+    command.args(["server", "--listen", &listen]);
+    let mut again = Running::spawn(command);
+    again.wait_stderr(|line| line == "b7 joined");
+    again.type_line("welcome back");
+    stay.wait().assert_code(0);
+    again.kill();
+}
+
+#[test]
+fn strangers_are_refused_with_a_reason_and_the_server_goes_on() {
+    let mut server = Server::start(&[]);
+    let hello: [(&[u8], &str); 3] = [
+        (b"GET / HTTP/1.1\r\n\r\n", "HTTP client"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "TLS"),
+        (b"\x00\xff\x13\x37 random", "unknown bytes"),
+    ];
+    for (bytes, reason) in hello {
+        let mut stranger = TcpStream::connect(server.address()).unwrap();
+        stranger.write_all(bytes).unwrap();
+        let mut answer = Vec::new();
+        stranger.read_to_end(&mut answer).unwrap();
+        assert_eq!(answer.first(), Some(&0x84), "REFUSED");
+        server.wait_stderr(|line| line.contains("refused") && line.contains(reason));
+    }
+    let mut silent = TcpStream::connect(server.address()).unwrap();
+    silent.set_read_timeout(Some(Duration::from_secs(14))).unwrap();
+    let begin = Instant::now();
+    let mut answer = Vec::new();
+    silent.read_to_end(&mut answer).unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(13), "the hello deadline is 10 s");
+    server.wait_stderr(|line| line.contains("refused") && line.contains("timed out"));
+    client(&["--to", &server.address(), "--text", "still here"]).assert_code(0);
+}
+
+/// Accepts one connection, passes it to `talk`, and tells what a client that dialled it ended with.
+fn dial_stranger(talk: impl FnOnce(TcpStream) + Send + 'static) -> common::Run {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let thread = std::thread::spawn(move || talk(listener.accept().unwrap().0));
+    let run = client(&["--to", &address, "--text", "x"]);
+    thread.join().unwrap();
+    run
+}
+
+#[test]
+fn a_client_that_dials_a_stranger_says_what_it_met() {
+    let http = dial_stranger(|mut stream| {
+        let _ = stream.read(&mut [0; 1024]);
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
+    });
+    http.assert_code(5);
+    http.assert(http.stderr.contains("HTTP server"), "it is named");
+    let echo = dial_stranger(|mut stream| {
+        let mut heard = [0; 1024];
+        let count = stream.read(&mut heard).unwrap();
+        let _ = stream.write_all(&heard[..count]);
+        let _ = stream.read(&mut heard);
+    });
+    echo.assert_code(5);
+    echo.assert(echo.stderr.contains("echo"), "it is named");
+    let silent = dial_stranger(|mut stream| {
+        let mut all = Vec::new();
+        let _ = stream.read_to_end(&mut all);
+    });
+    silent.assert_code(4);
+}
