@@ -10,7 +10,7 @@ use super::budget::Budget;
 use super::compare::{Compare, Compared};
 use super::incoming::{Incoming, Stage};
 use super::{Direction, Receipt, Report, TransferFailure, TransferId};
-use crate::config::{BLOCK_BYTES_LEAST, OFFERS_MAX, OPEN_TRANSFERS_MAX};
+use crate::config::{BLOCK_BYTES_LEAST, CREDIT_BYTES_LEAST, OFFERS_MAX, OPEN_TRANSFERS_MAX};
 use crate::error::{Error, Refusal, Result};
 use crate::name::SafePath;
 use crate::storage::{Committed, Failure, Meta, Store};
@@ -66,6 +66,8 @@ struct Ledger {
     /// What of the credit is taken from the budget.
     held: u64,
     in_budget: bool,
+    /// The last ACK could not raise the credit: another is due once the budget has something again.
+    starved: bool,
     closed: bool,
 }
 
@@ -193,6 +195,11 @@ impl Inbound {
                 *credit = ledger.credit;
             }
             message.encode(out);
+        }
+        let before = ledger.credit;
+        if ledger.starved && ledger.held < CREDIT_BYTES_LEAST && inner.top_up(&mut ledger) && ledger.credit > before {
+            let open = ledger.received.keys().next().copied();
+            ledger.acks.extend(open);
         }
         while out.len() < ENOUGH_BYTES {
             let Some(transfer) = ledger.acks.pop_first() else { break };
@@ -703,6 +710,7 @@ impl Inner {
         if ledger.held < share {
             let taken = self.context.budget.take(share - ledger.held, &self.context.wake);
             ledger.held += taken;
+            ledger.starved = ledger.held < CREDIT_BYTES_LEAST;
         }
         ledger.credit = ledger.consumed.max(ledger.credit).max(ledger.consumed + ledger.held);
         ledger.credit_highest = ledger.credit_highest.max(ledger.credit);
