@@ -197,3 +197,6 @@ impl Failure {
 fn numbered_names(name: &SafeName) -> impl Iterator<Item = SafeName> + '_ {
     std::iter::once(name.clone()).chain((1..NUMBERED_NAMES_MAX).map(|number| name.numbered(number)))
 }
+
+#[cfg(test)]
+mod tests;
