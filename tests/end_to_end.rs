@@ -209,7 +209,7 @@ fn json_is_one_object_a_line() {
 #[test]
 fn a_killed_sender_resumes_with_the_same_command() {
     let scratch = Scratch::new();
-    let (server, inbox) = server(&scratch, &[]);
+    let (mut server, inbox) = server(&scratch, &["-v"]);
     let file = scratch.file("big", 256 * 1024 * 1024, 1);
     let mut sending = client_spawn(&["--to", &server.address(), "--file", &file]);
     let partial_holds = |bytes| {
@@ -221,6 +221,8 @@ fn a_killed_sender_resumes_with_the_same_command() {
         std::thread::yield_now();
     }
     sending.kill();
+    // Until the server has noticed, the partial belongs to the old connection.
+    server.wait_stderr(|line| line.contains("disconnected"));
     client(&["--to", &server.address(), "--file", &file]).assert_code(0);
     assert_same_file(&file, format!("{inbox}/big"));
     assert_eq!(fs::read_dir(inbox).unwrap().count(), 1, "no partial is left");

@@ -3,14 +3,16 @@
 //! The session's reader passes messages in and never waits: what touches the disk is done by this connection's disk thread, in
 //! order. What is to be said to the peer is kept as state and taken out by whoever has the send turn ([`Inbound::control`]).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use super::budget::Budget;
 use super::compare::{Compare, Compared};
 use super::incoming::{Incoming, Stage};
+use super::ledger::Ledger;
 use super::{Direction, Receipt, Report, TransferFailure, TransferId};
-use crate::config::{BLOCK_BYTES_LEAST, CREDIT_BYTES_LEAST, OFFERS_MAX, OPEN_TRANSFERS_MAX};
+use crate::config::{BLOCK_BYTES_LEAST, OPEN_TRANSFERS_MAX};
 use crate::error::{Error, Refusal, Result};
 use crate::name::SafePath;
 use crate::storage::{Committed, Failure, Meta, Store};
@@ -40,35 +42,12 @@ pub(crate) struct Inbound {
 struct Inner {
     context: InboundContext,
     ledger: Mutex<Ledger>,
+    /// The connection is gone.
+    closed: AtomicBool,
     /// Used by the disk thread alone, but for the end.
     files: Mutex<Files>,
     disk: OnceLock<Worker<Job>>,
     compare: OnceLock<Worker<(u32, Compare)>>,
-}
-
-/// What the reader counts and what the send turn says.
-#[derive(Default)]
-struct Ledger {
-    last_number: u32,
-    /// Offered and not ended.
-    open: BTreeSet<u32>,
-    unanswered: u32,
-    replies: VecDeque<Message>,
-    /// Bytes of each transfer that were written or found damaged; ACK is due for those in `acks`.
-    received: BTreeMap<u32, u64>,
-    acks: BTreeSet<u32>,
-    /// All chunk bytes that came.
-    arrived: u64,
-    /// Those that are written or thrown away.
-    consumed: u64,
-    credit: u64,
-    credit_highest: u64,
-    /// What of the credit is taken from the budget.
-    held: u64,
-    in_budget: bool,
-    /// The last ACK could not raise the credit: another is due once the budget has something again.
-    starved: bool,
-    closed: bool,
 }
 
 #[derive(Default)]
@@ -93,8 +72,9 @@ enum Job {
 impl Inbound {
     pub(crate) fn new(context: InboundContext) -> Inbound {
         let inner = Arc::new(Inner {
+            ledger: Mutex::new(Ledger::new(Arc::clone(&context.budget), Arc::clone(&context.wake))),
+            closed: AtomicBool::new(false),
             context,
-            ledger: Mutex::default(),
             files: Mutex::default(),
             disk: OnceLock::new(),
             compare: OnceLock::new(),
@@ -126,25 +106,14 @@ impl Inbound {
     /// # Errors
     /// [`Error::Violation`], here and in the others.
     pub(crate) fn on_offer(&self, offer: Offer) -> Result<()> {
-        {
-            let mut ledger = self.inner.ledger.take();
-            if offer.transfer <= ledger.last_number {
-                return Err(Error::violation("5.1", "a transfer number used twice"));
-            }
-            if ledger.unanswered >= OFFERS_MAX {
-                return Err(Error::violation("5.4", "too many unanswered offers"));
-            }
-            ledger.last_number = offer.transfer;
-            ledger.unanswered += 1;
-            ledger.open.insert(offer.transfer);
-        }
+        self.inner.ledger.take().offered(offer.transfer)?;
         self.post(Job::Offer(offer))
     }
 
     /// PROTOCOL 6.1 and 6.2: data came.
     pub(crate) fn on_chunk(&self, chunk: Chunk) -> Result<()> {
         let length = u64::try_from(chunk.data.len()).unwrap_or(u64::MAX);
-        if self.arrived(chunk.transfer, length)? {
+        if self.inner.ledger.take().arrived(chunk.transfer, length)? {
             self.post(Job::Chunk(chunk))
         } else {
             Ok(())
@@ -154,7 +123,7 @@ impl Inbound {
     /// PROTOCOL 1.5: data came damaged.
     pub(crate) fn on_damaged_chunk(&self, number: u32, offset: u64, length: usize) -> Result<()> {
         let length = u64::try_from(length).unwrap_or(u64::MAX);
-        let known = self.arrived(number, length)?;
+        let known = self.inner.ledger.take().arrived(number, length)?;
         if known {
             self.post(Job::Damaged { number, offset, length })
         } else {
@@ -164,62 +133,35 @@ impl Inbound {
 
     /// PROTOCOL 6.5.
     pub(crate) fn on_sums(&self, number: u32, first_block: u32, crcs: Vec<u32>) -> Result<()> {
-        self.known(number)?;
+        self.inner.ledger.take().known(number)?;
         self.post(Job::Sums { number, first_block, crcs })
     }
 
     /// PROTOCOL 6.7.
     pub(crate) fn on_finish(&self, number: u32, size: u64, crc: u32, grew: bool) -> Result<()> {
-        self.known(number)?;
+        self.inner.ledger.take().known(number)?;
         self.post(Job::Finish { number, size, crc, grew })
     }
 
     /// PROTOCOL 6.10.
     pub(crate) fn on_cancel(&self, number: u32) -> Result<()> {
-        self.known(number)?;
+        self.inner.ledger.take().known(number)?;
         self.post(Job::Cancel { number })
     }
 
     /// Appends what is to be said: answers first, then acknowledgements; about 32 KiB at a time.
     pub(crate) fn control(&self, out: &mut Vec<u8>) {
-        const ENOUGH_BYTES: usize = 32 * 1024;
-        let inner = &self.inner;
-        let mut ledger = inner.ledger.take();
-        while out.len() < ENOUGH_BYTES {
-            let wants_credit = matches!(ledger.replies.front(), Some(Message::Send { .. }));
-            if wants_credit && !inner.top_up(&mut ledger) {
-                break;
-            }
-            let Some(mut message) = ledger.replies.pop_front() else { break };
-            if let Message::Send { credit, .. } = &mut message {
-                *credit = ledger.credit;
-            }
-            message.encode(out);
-        }
-        let before = ledger.credit;
-        if ledger.starved && ledger.held < CREDIT_BYTES_LEAST && inner.top_up(&mut ledger) && ledger.credit > before {
-            let open = ledger.received.keys().next().copied();
-            ledger.acks.extend(open);
-        }
-        while out.len() < ENOUGH_BYTES {
-            let Some(transfer) = ledger.acks.pop_first() else { break };
-            inner.top_up(&mut ledger);
-            let (received, credit) = (ledger.received.get(&transfer).copied().unwrap_or(0), ledger.credit);
-            Message::Ack { transfer, received, credit }.encode(out);
-        }
+        self.inner.ledger.take().control(out);
     }
 
     /// Whether nothing is open and nothing is left to say.
     pub(crate) fn is_idle(&self) -> bool {
-        let ledger = self.inner.ledger.take();
-        ledger.open.is_empty() && ledger.replies.is_empty()
+        self.inner.ledger.take().is_idle()
     }
 
     /// Whether [`Inbound::control`] would add nothing.
     pub(crate) fn has_nothing_to_say(&self) -> bool {
-        let ledger = self.inner.ledger.take();
-        let waits_for_credit = matches!(ledger.replies.front(), Some(Message::Send { .. })) && ledger.held == 0;
-        (ledger.replies.is_empty() || waits_for_credit) && ledger.acks.is_empty()
+        self.inner.ledger.take().has_nothing_to_say()
     }
 
     /// Whether no file is being committed and nothing is left to say, after the peer's GOODBYE.
@@ -231,12 +173,8 @@ impl Inbound {
     /// The connection is gone: lets go of every file. Commits under way still end.
     pub(crate) fn close(&self) {
         let inner = &self.inner;
-        {
-            let mut ledger = inner.ledger.take();
-            ledger.closed = true;
-            ledger.replies.clear();
-            inner.release(&mut ledger);
-        }
+        inner.closed.store(true, Ordering::SeqCst);
+        inner.ledger.take().close();
         let files = std::mem::take(&mut *inner.files.take());
         drop(files);
         inner.context.budget.wake_waiting();
@@ -245,28 +183,6 @@ impl Inbound {
     fn post(&self, job: Job) -> Result<()> {
         let Some(disk) = self.inner.disk.get() else { return Ok(()) };
         disk.push(job).map_err(Error::system("start a thread"))
-    }
-
-    fn known(&self, number: u32) -> Result<()> {
-        if number == 0 || number > self.inner.ledger.take().last_number {
-            return Err(Error::violation("5.1", "data for a transfer never offered"));
-        }
-        Ok(())
-    }
-
-    /// PROTOCOL 6.2 and 6.10: counts chunk bytes; `false` when their transfer has ended and they are thrown away.
-    fn arrived(&self, number: u32, length: u64) -> Result<bool> {
-        self.known(number)?;
-        let mut ledger = self.inner.ledger.take();
-        ledger.arrived += length;
-        if ledger.arrived > ledger.credit_highest {
-            return Err(Error::violation("6.2", "more data than the credit allows"));
-        }
-        if ledger.open.contains(&number) {
-            return Ok(true);
-        }
-        self.inner.consume(&mut ledger, length);
-        Ok(false)
     }
 }
 
@@ -282,7 +198,7 @@ fn post(inner: &Weak<Inner>, job: Job) {
 
 impl Inner {
     fn work(self: &Arc<Self>, job: Job) {
-        if self.ledger.take().closed {
+        if self.closed.load(Ordering::SeqCst) {
             return;
         }
         let mut files = self.files.take();
@@ -637,15 +553,7 @@ impl Inner {
     fn end(self: &Arc<Self>, files: &mut Files, number: u32) {
         let Some(file) = files.open.remove(&number) else { return };
         files.waiting.retain(|&other| other != number);
-        {
-            let mut ledger = self.ledger.take();
-            ledger.open.remove(&number);
-            ledger.received.remove(&number);
-            ledger.acks.remove(&number);
-            if ledger.open.is_empty() {
-                self.release(&mut ledger);
-            }
-        }
+        self.ledger.take().ended(number);
         if file.meta.size > BLOCK_BYTES_LEAST && !matches!(file.stage, Stage::Waiting) {
             files.large = files.large.saturating_sub(1);
         }
@@ -664,67 +572,13 @@ impl Inner {
     }
 
     fn reply(&self, message: Message) {
-        let mut ledger = self.ledger.take();
-        let answers = match &message {
-            Message::Send { .. } => true,
-            Message::Receipt(wire::Receipt { transfer, .. })
-            | Message::Refused { subject: Subject::Transfer(transfer), .. } => !ledger.received.contains_key(transfer),
-            _ => false,
-        };
-        if answers {
-            ledger.unanswered = ledger.unanswered.saturating_sub(1);
-        }
-        if let Message::Send { transfer, .. } = &message {
-            ledger.received.insert(*transfer, 0);
-        }
-        ledger.replies.push_back(message);
+        self.ledger.take().reply(message);
     }
 
     /// Chunk bytes of a transfer are written, or found damaged: they are acknowledged, and give room.
     fn settled(&self, number: u32, length: u64) {
-        {
-            let mut ledger = self.ledger.take();
-            if let Some(received) = ledger.received.get_mut(&number) {
-                *received += length;
-                ledger.acks.insert(number);
-            }
-            self.consume(&mut ledger, length);
-        }
+        self.ledger.take().settled(number, length);
         (self.context.wake)();
-    }
-
-    fn consume(&self, ledger: &mut Ledger, length: u64) {
-        ledger.consumed += length;
-        let back = ledger.held.min(length);
-        ledger.held -= back;
-        self.context.budget.give_back(back);
-    }
-
-    /// Raises the credit to this connection's share; tells whether there is any.
-    fn top_up(&self, ledger: &mut Ledger) -> bool {
-        if !ledger.in_budget {
-            ledger.in_budget = true;
-            self.context.budget.join();
-        }
-        let share = self.context.budget.share();
-        if ledger.held < share {
-            let taken = self.context.budget.take(share - ledger.held, &self.context.wake);
-            ledger.held += taken;
-            ledger.starved = ledger.held < CREDIT_BYTES_LEAST;
-        }
-        ledger.credit = ledger.consumed.max(ledger.credit).max(ledger.consumed + ledger.held);
-        ledger.credit_highest = ledger.credit_highest.max(ledger.credit);
-        ledger.held > 0
-    }
-
-    /// No transfer is open, so no credit can be used: gives it back.
-    fn release(&self, ledger: &mut Ledger) {
-        if ledger.in_budget {
-            ledger.in_budget = false;
-            self.context.budget.give_back(std::mem::take(&mut ledger.held));
-            self.context.budget.leave();
-            ledger.credit = ledger.consumed;
-        }
     }
 }
 

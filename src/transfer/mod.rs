@@ -9,6 +9,7 @@ mod compare;
 mod coverage;
 mod inbound;
 mod incoming;
+mod ledger;
 mod outbound;
 mod outgoing;
 mod window;

@@ -1,0 +1,273 @@
+//! The books of one connection's incoming data: what was offered, what came, what may come, and what is to be said of it.
+//!
+//! It touches no file. The reader and the disk thread enter what happens; whoever has the send turn takes out
+//! ([`Ledger::control`]) what the peer is to be told. Credit comes out of the [`Budget`] that all connections share.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use super::budget::Budget;
+use crate::config::{CREDIT_BYTES_LEAST, OFFERS_MAX};
+use crate::error::{Error, Result};
+use crate::wire::{self, Message, Subject};
+
+/// See the module.
+pub(super) struct Ledger {
+    budget: Arc<Budget>,
+    /// Called when the budget has something again.
+    wake: Arc<dyn Fn() + Send + Sync>,
+    last_number: u32,
+    /// Offered and not ended.
+    open: BTreeSet<u32>,
+    unanswered: u32,
+    replies: VecDeque<Message>,
+    /// Bytes of each transfer that were written or found damaged; ACK is due for those in `acks`.
+    received: BTreeMap<u32, u64>,
+    acks: BTreeSet<u32>,
+    /// All chunk bytes that came.
+    arrived: u64,
+    /// Those that are written or thrown away.
+    consumed: u64,
+    credit: u64,
+    /// Data under way when credit became void is still within what was allowed.
+    credit_highest: u64,
+    /// What of the credit is taken from the budget.
+    held: u64,
+    in_budget: bool,
+    /// The last ACK could not raise the credit: another is due once the budget has something again.
+    starved: bool,
+}
+
+impl Ledger {
+    pub(super) fn new(budget: Arc<Budget>, wake: Arc<dyn Fn() + Send + Sync>) -> Ledger {
+        Ledger {
+            budget,
+            wake,
+            last_number: 0,
+            open: BTreeSet::new(),
+            unanswered: 0,
+            replies: VecDeque::new(),
+            received: BTreeMap::new(),
+            acks: BTreeSet::new(),
+            arrived: 0,
+            consumed: 0,
+            credit: 0,
+            credit_highest: 0,
+            held: 0,
+            in_budget: false,
+            starved: false,
+        }
+    }
+
+    /// PROTOCOL 5.1 and 5.4: an offer came.
+    pub(super) fn offered(&mut self, number: u32) -> Result<()> {
+        if number <= self.last_number {
+            return Err(Error::violation("5.1", "a transfer number used twice"));
+        }
+        if self.unanswered >= OFFERS_MAX {
+            return Err(Error::violation("5.4", "too many unanswered offers"));
+        }
+        self.last_number = number;
+        self.unanswered += 1;
+        self.open.insert(number);
+        Ok(())
+    }
+
+    /// PROTOCOL 5.1: the number was offered, whether it has ended or not.
+    pub(super) fn known(&self, number: u32) -> Result<()> {
+        if number == 0 || number > self.last_number {
+            return Err(Error::violation("5.1", "data for a transfer never offered"));
+        }
+        Ok(())
+    }
+
+    /// PROTOCOL 6.2 and 6.10: chunk bytes came; `false` when their transfer has ended and they are thrown away.
+    pub(super) fn arrived(&mut self, number: u32, length: u64) -> Result<bool> {
+        self.known(number)?;
+        self.arrived += length;
+        if self.arrived > self.credit_highest {
+            return Err(Error::violation("6.2", "more data than the credit allows"));
+        }
+        let open = self.open.contains(&number);
+        if !open {
+            self.consume(length);
+        }
+        Ok(open)
+    }
+
+    /// Chunk bytes are written, or found damaged: they are acknowledged, and give room.
+    pub(super) fn settled(&mut self, number: u32, length: u64) {
+        if let Some(received) = self.received.get_mut(&number) {
+            *received += length;
+            self.acks.insert(number);
+        }
+        self.consume(length);
+    }
+
+    /// Something is to be said.
+    pub(super) fn reply(&mut self, message: Message) {
+        let answers = match &message {
+            Message::Send { transfer, .. } => self.received.insert(*transfer, 0).is_none(),
+            Message::Receipt(wire::Receipt { transfer, .. })
+            | Message::Refused { subject: Subject::Transfer(transfer), .. } => !self.received.contains_key(transfer),
+            _ => false,
+        };
+        self.unanswered = self.unanswered.saturating_sub(u32::from(answers));
+        self.replies.push_back(message);
+    }
+
+    /// A transfer ended. With the last one the credit is void (PROTOCOL 6.2).
+    pub(super) fn ended(&mut self, number: u32) {
+        self.open.remove(&number);
+        self.received.remove(&number);
+        self.acks.remove(&number);
+        if self.open.is_empty() {
+            self.release();
+        }
+    }
+
+    /// The connection is gone.
+    pub(super) fn close(&mut self) {
+        self.replies.clear();
+        self.release();
+    }
+
+    /// Appends what is to be said: answers first, then acknowledgements; about 32 KiB at a time.
+    pub(super) fn control(&mut self, out: &mut Vec<u8>) {
+        const ENOUGH_BYTES: usize = 32 * 1024;
+        while out.len() < ENOUGH_BYTES {
+            let wants_credit = matches!(self.replies.front(), Some(Message::Send { .. }));
+            if wants_credit && !self.top_up() {
+                break;
+            }
+            let Some(mut message) = self.replies.pop_front() else { break };
+            if let Message::Send { credit, .. } = &mut message {
+                *credit = self.credit;
+            }
+            message.encode(out);
+        }
+        let before = self.credit;
+        if self.starved && self.held < CREDIT_BYTES_LEAST && self.top_up() && self.credit > before {
+            self.acks.extend(self.received.keys().next().copied());
+        }
+        while out.len() < ENOUGH_BYTES {
+            let Some(transfer) = self.acks.pop_first() else { break };
+            self.top_up();
+            let received = self.received.get(&transfer).copied().unwrap_or(0);
+            Message::Ack { transfer, received, credit: self.credit }.encode(out);
+        }
+    }
+
+    /// Whether [`Ledger::control`] would add nothing.
+    pub(super) fn has_nothing_to_say(&self) -> bool {
+        let waits_for_credit = matches!(self.replies.front(), Some(Message::Send { .. })) && self.held == 0;
+        (self.replies.is_empty() || waits_for_credit) && self.acks.is_empty()
+    }
+
+    /// Whether nothing is open and nothing is left to say.
+    pub(super) fn is_idle(&self) -> bool {
+        self.open.is_empty() && self.replies.is_empty()
+    }
+
+    fn consume(&mut self, length: u64) {
+        self.consumed += length;
+        let back = self.held.min(length);
+        self.held -= back;
+        self.budget.give_back(back);
+    }
+
+    /// Raises the credit to this connection's share; tells whether there is any.
+    fn top_up(&mut self) -> bool {
+        if !self.in_budget {
+            self.in_budget = true;
+            self.budget.join();
+        }
+        let share = self.budget.share();
+        if self.held < share {
+            self.held += self.budget.take(share - self.held, &self.wake);
+            self.starved = self.held < CREDIT_BYTES_LEAST;
+        }
+        self.credit = self.credit.max(self.consumed + self.held);
+        self.credit_highest = self.credit_highest.max(self.credit);
+        self.held > 0
+    }
+
+    /// Gives back what the budget lent.
+    fn release(&mut self) {
+        if self.in_budget {
+            self.in_budget = false;
+            self.budget.give_back(std::mem::take(&mut self.held));
+            self.budget.leave();
+            self.credit = self.consumed;
+        }
+    }
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::WINDOW_BYTES_MAX;
+
+    fn ledger(budget: &Arc<Budget>) -> Ledger {
+        Ledger::new(Arc::clone(budget), Arc::new(|| ()))
+    }
+
+    /// Opens a transfer; gives whether its SEND could go.
+    fn open(ledger: &mut Ledger, number: u32) -> bool {
+        ledger.offered(number).unwrap();
+        ledger.reply(Message::Send { transfer: number, have: 0, credit: 0 });
+        let mut out = Vec::new();
+        ledger.control(&mut out);
+        !out.is_empty()
+    }
+
+    #[test]
+    fn data_past_the_credit_is_a_violation() {
+        let budget = Arc::new(Budget::new(WINDOW_BYTES_MAX));
+        let mut ledger = ledger(&budget);
+        assert!(open(&mut ledger, 1));
+        assert!(ledger.arrived(1, WINDOW_BYTES_MAX).unwrap());
+        assert!(ledger.arrived(1, 1).is_err());
+    }
+
+    #[test]
+    fn numbers_and_offers_are_bounded() {
+        let budget = Arc::new(Budget::new(WINDOW_BYTES_MAX));
+        let mut ledger = ledger(&budget);
+        for number in 1..=OFFERS_MAX {
+            ledger.offered(number).unwrap();
+        }
+        assert!(ledger.offered(OFFERS_MAX + 1).is_err());
+        assert!(ledger.offered(3).is_err());
+        assert!(ledger.known(0).is_err() && ledger.known(OFFERS_MAX + 1).is_err());
+    }
+
+    #[test]
+    fn a_starved_connection_is_told_when_the_budget_has_room_again() {
+        let budget = Arc::new(Budget::new(CREDIT_BYTES_LEAST));
+        let (mut first, mut second) = (ledger(&budget), ledger(&budget));
+        assert!(open(&mut first, 1));
+        assert!(!open(&mut second, 1), "nothing is left for the second");
+        first.ended(1);
+        let mut out = Vec::new();
+        second.control(&mut out);
+        assert!(!out.is_empty(), "SEND goes now");
+        assert!(second.arrived(1, second.credit).unwrap());
+        // A third takes what the second gives back by writing.
+        second.settled(1, second.held);
+        let mut third = ledger(&budget);
+        assert!(open(&mut third, 1));
+        let mut out = Vec::new();
+        second.control(&mut out);
+        let credit = second.credit;
+        third.ended(1);
+        second.control(&mut Vec::new());
+        assert!(second.credit > credit, "an ACK raises it");
+    }
+}
