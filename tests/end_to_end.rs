@@ -155,7 +155,8 @@ fn a_text_after_a_file_goes_only_when_that_file_is_stored() {
 
 #[test]
 fn what_cannot_be_reached_or_is_mistyped_has_its_code_and_one_line() {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // On an address of its own: another test may get the same port on the usual one.
+    let free = std::net::TcpListener::bind("127.0.0.9:0").unwrap().local_addr().unwrap();
     let nobody = client(&["--to", &free.to_string(), "--text", "x"]);
     nobody.assert_code(3);
     let no_name = client(&["--to", "no-such-host.invalid", "--text", "x"]);
