@@ -107,6 +107,11 @@ impl Partial {
         result
     }
 
+    /// PROTOCOL 6.8: what is in it is wrong, and is not kept.
+    pub(crate) fn discard(&self) {
+        self.sync_failed();
+    }
+
     pub(super) fn sync_failed(&self) {
         self.state.take().sync_failed = true;
     }

@@ -470,6 +470,7 @@ impl Inner {
             return Ok(());
         };
         if crc != expected {
+            partial.iter().for_each(|partial| partial.discard());
             self.refuse(files, number, Failure { refusal: Refusal::Damaged, cause: None });
             return Ok(());
         }
