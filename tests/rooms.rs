@@ -154,6 +154,40 @@ fn strangers_are_refused_with_a_reason_and_the_server_goes_on() {
     client(&["--to", &server.address(), "--text", "still here"]).assert_code(0);
 }
 
+#[test]
+fn a_long_text_with_a_damaged_tail_ends_the_connection() {
+    use postwire::wire::{Message, Peer, RunId, Text};
+    let server = Server::start(&[]);
+    let run = RunId([1; 16]);
+    let mut bytes = Vec::new();
+    Message::Hello { version_low: 1, version_high: 1, mode: 0 }.encode(&mut bytes);
+    Message::Peer(Peer {
+        run,
+        in_room: true,
+        takes_files: false,
+        relays: false,
+        text_bytes: 65_536,
+        text_window_bytes: 65_536,
+        chunk_bytes: 65_536,
+        offers: 1,
+        nickname: None,
+    })
+    .encode(&mut bytes);
+    let mut peer = TcpStream::connect(server.address()).unwrap();
+    peer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    peer.write_all(&bytes).unwrap();
+    // WELCOME, PEER and NAMED: PROTOCOL 2.1 wants nothing before them.
+    peer.read_exact(&mut [0; 96]).unwrap();
+    bytes.clear();
+    Message::Text(Text { run, sequence: 1, from: None, to: None, text: "x".repeat(60_000) }).encode(&mut bytes);
+    *bytes.last_mut().unwrap() ^= 1;
+    peer.write_all(&bytes).unwrap();
+    let mut answer = Vec::new();
+    peer.read_to_end(&mut answer).unwrap();
+    assert_eq!(answer.len() - 36, answer.iter().position(|&byte| byte == 0x84).unwrap(), "REFUSED is the last frame");
+    assert!(!server.terminate().stdout.contains("xxx"), "a flipped bit never reaches a text");
+}
+
 /// Accepts one connection, passes it to `talk`, and tells what a client that dialled it ended with.
 fn dial_stranger(talk: impl FnOnce(TcpStream) + Send + 'static) -> common::Run {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

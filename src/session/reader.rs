@@ -15,8 +15,8 @@ pub(crate) struct FrameReader {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
-    /// A frame that a direct read completed.
-    ready: Option<Frame>,
+    /// What a direct read completed.
+    ready: Option<std::result::Result<Frame, WireError>>,
     bytes: u64,
 }
 
@@ -27,8 +27,8 @@ impl FrameReader {
 
     /// The next frame that has come whole, without reading.
     pub(crate) fn buffered_frame(&mut self) -> Result<Option<Frame>> {
-        if let Some(frame) = self.ready.take() {
-            return Ok(Some(frame));
+        if let Some(ready) = self.ready.take() {
+            return Ok(Some(ready?));
         }
         while self.start < self.end {
             let input = self.buffer.get(self.start..self.end).unwrap_or_default();
@@ -50,16 +50,10 @@ impl FrameReader {
             count
         } else {
             let count = self.conn.read(space)?;
-            // The decoder repeats its error when it is asked for the next frame.
-            self.ready = self.decoder.tail_filled(count).ok().flatten();
+            self.ready = self.decoder.tail_filled(count).transpose();
             count
         };
         self.bytes += u64::try_from(count).unwrap_or_default();
-        if self.ready.is_none() && self.start == self.end {
-            // Lets an error of the direct read come out with the next frame.
-            self.start = 0;
-            self.end = 0;
-        }
         Ok(count)
     }
 

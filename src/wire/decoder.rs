@@ -214,7 +214,7 @@ impl Decoder {
                 return Err(evidence());
             }
         }
-        if self.before_hello && !may_precede_hello(frame_type) && frame_type < 0xc0 {
+        if self.before_hello && !may_precede_hello(frame_type) && frame_type <= layout::PRESENCE {
             return Err(WireError::Field { frame_type, field: "type: the hello is not complete" });
         }
         layout(frame_type).ok_or(WireError::UnknownType { got: frame_type })
@@ -232,7 +232,8 @@ impl Decoder {
         self.first_types = None;
         let length = head.get(1..PREFIX_BYTES).map_or(0, BigEndian::read_u64);
         let tail_bytes = usize::try_from(length).unwrap_or(usize::MAX).saturating_sub(head.len() - PREFIX_BYTES);
-        let mut data = if tail_bytes == 0 { Vec::new() } else { std::mem::take(&mut self.spare) };
+        let reuses = frame_type == layout::CHUNK;
+        let mut data = if reuses { std::mem::take(&mut self.spare) } else { Vec::new() };
         data.resize(tail_bytes, 0);
         self.tail = Some(Tail { head_bytes: head.len(), data, filled: 0 });
         Ok(())

@@ -29,7 +29,7 @@ pub(super) const PRESENCE: u8 = 0xc0;
 pub(super) const PREFIX_BYTES: usize = 9;
 /// tail_crc and head_crc.
 pub(super) const CRCS_BYTES: usize = 8;
-/// The longest head: OFFER's.
+/// No head is longer: PEER's has 34 bytes of fixed fields.
 pub(super) const HEAD_BYTES_MAX: usize = PREFIX_BYTES + 40 + CRCS_BYTES;
 /// The head of a CHUNK, which the sender leaves room for before the data.
 pub const CHUNK_HEAD_BYTES: usize = PREFIX_BYTES + 12 + CRCS_BYTES;
