@@ -70,7 +70,17 @@ fn commit_group(commits: Vec<Commit>) {
     sync_directories(&mut steps);
     for step in steps {
         let Step { commit, outcome, durable } = step;
-        let (Commit::Partial { done, .. } | Commit::Existing { done, .. }) = commit;
+        // The lock, and a partial that failed, are gone before anyone hears of it.
+        let done = match commit {
+            Commit::Partial { partial, done, .. } => {
+                drop(partial);
+                done
+            }
+            Commit::Existing { existing, done, .. } => {
+                drop(existing);
+                done
+            }
+        };
         done(outcome.map(|stored| Committed { stored, durable }));
     }
 }

@@ -80,6 +80,13 @@ impl Dir {
         Ok((stat.st_dev, stat.st_ino))
     }
 
+    /// The names in it that are UTF-8, as far as they can be read.
+    pub(super) fn names(&self) -> Vec<String> {
+        let Ok(entries) = fs::Dir::read_from(&self.fd) else { return Vec::new() };
+        let name = |entry: Result<fs::DirEntry>| entry.ok()?.file_name().to_str().ok().map(str::to_owned);
+        entries.filter_map(name).collect()
+    }
+
     /// Removes a name of ours.
     pub(super) fn unlink(&self, name: &str) -> Result<()> {
         fs::unlinkat(&self.fd, name, AtFlags::empty())

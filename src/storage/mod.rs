@@ -6,6 +6,7 @@
 mod commit;
 mod dir;
 mod existing;
+mod housekeeping;
 mod partial;
 mod source;
 
@@ -79,6 +80,7 @@ impl Store {
             |action, error: rustix::io::Errno| Error::File { action, path: path.to_owned(), source: error.into() };
         let root = Dir::open(path).map_err(|error| file_error("open", error))?;
         root.check_writable().map_err(|error| file_error("write to", error))?;
+        housekeeping::remove_old_partials(&root, config.keep_partials);
         // The only way to learn the umask without /proc is to set it.
         let umask = rustix::process::umask(Mode::from_raw_mode(0o077));
         rustix::process::umask(umask);

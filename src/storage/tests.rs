@@ -210,3 +210,32 @@ fn a_source_that_changed_is_told_from_one_that_grew() {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
     assert_eq!(Source::open(&path).unwrap().mode(), 0o640);
 }
+
+#[test]
+fn old_partials_go_when_the_directory_is_opened_unless_used_or_undated() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { keep_partials: Duration::from_secs(3600), ..Config::default() };
+    let store = Store::open(dir.path(), &config).unwrap();
+    let dated = |name: &str, seconds| {
+        let path = dir.path().join(name);
+        fs::write(&path, b"x").unwrap();
+        let time = std::time::UNIX_EPOCH + Duration::from_secs(seconds);
+        fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+    };
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    dated(".postwire-0000000000000001-0.part", now - 7200);
+    dated(".postwire-0000000000000002-0.part", now - 60);
+    dated(".postwire-0000000000000003-0.part", 0);
+    dated(".postwire-0000000000000004-0.part", now + 100_000);
+    dated("not-a-partial", now - 7200);
+    let held = store.open_partial(&meta("big", &[0; 2 * BLOCK])).unwrap();
+    dated(&held.name.clone(), now - 7200);
+    let held_name = held.name.clone();
+    Store::open(dir.path(), &config).unwrap();
+    let mut expected: Vec<String> = (2..=4).map(|n| format!(".postwire-000000000000000{n}-0.part")).collect();
+    expected.extend([held_name, "not-a-partial".to_owned()]);
+    expected.sort();
+    assert_eq!(names(dir.path()), expected);
+    let undated = fs::metadata(dir.path().join(".postwire-0000000000000003-0.part")).unwrap();
+    assert!(undated.mtime() > 1_767_225_600, "stamped now");
+}
