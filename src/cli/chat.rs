@@ -29,6 +29,8 @@ struct Chat<'a> {
     is_full: bool,
     /// Nothing more will be said.
     is_over: bool,
+    /// Something was not taken since the run had ended; the event that says why is on its way.
+    is_cut_off: bool,
     tally: Tally,
 }
 
@@ -43,6 +45,7 @@ pub fn run(client: &Client, feed: &mut Feed, printer: &mut Printer) -> Result<Ex
         files_waiting: 0,
         is_full: false,
         is_over: false,
+        is_cut_off: false,
         tally: Tally::default(),
     };
     loop {
@@ -88,6 +91,7 @@ impl Chat<'_> {
             Command::Message { to, text } => self.say(Some(&to), &text),
             Command::Send { path, to: _ } => match self.client.send_file(&path) {
                 Ok(_) => self.files_waiting += 1,
+                Err(Error::Closed) => self.is_cut_off = true,
                 Err(error) => {
                     self.printer.unsendable(&path, &error);
                     self.tally.failed(Exit::of(&error));
@@ -104,6 +108,7 @@ impl Chat<'_> {
             Ok(sequence) => {
                 self.texts_waiting.insert(sequence, text.len() + TEXT_COST);
             }
+            Err(Error::Closed) => self.is_cut_off = true,
             Err(error) => {
                 self.printer.error(&format!("text not sent: {error}"));
                 self.tally.failed(Exit::of(&error));
@@ -129,6 +134,7 @@ impl Chat<'_> {
                 self.text_answered(*sequence, Some(Exit::of(&Error::Refused(*refusal))));
             }
             Event::Sent(_) => self.file_answered(None),
+            Event::TransferFailed(failure) if matches!(failure.error, Error::Closed) => {}
             Event::TransferFailed(failure) if failure.direction == Direction::Outgoing => {
                 self.file_answered(Some(Exit::of(&failure.error)));
             }
@@ -172,7 +178,7 @@ impl Chat<'_> {
     }
 
     fn is_answered(&self) -> bool {
-        self.texts_waiting.is_empty() && self.files_waiting == 0
+        self.texts_waiting.is_empty() && self.files_waiting == 0 && !self.is_cut_off
     }
 
     /// The connection ended: as we wished, or not.

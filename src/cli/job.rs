@@ -128,7 +128,8 @@ pub fn run(client: &Client, items: VecDeque<Item>, feed: &mut Feed, printer: &mu
     }
 }
 
-/// Sends what may go now; says goodbye when all is answered.
+/// Sends what may go now; says goodbye when all is answered. A run that ended already refuses everything as closed: what it
+/// refused stays unanswered, and the event of its end, which is on its way, says why.
 fn advance(client: &Client, plan: &mut Plan, feed: &mut Feed, printer: &mut Printer) {
     loop {
         match plan.step() {
@@ -137,17 +138,23 @@ fn advance(client: &Client, plan: &mut Plan, feed: &mut Feed, printer: &mut Prin
                     Some(name) => client.send_file_as(&path, name),
                     None => client.send_file(&path),
                 };
-                if let Err(error) = sent {
-                    printer.unsendable(&path, &error);
-                    plan.file_answered(Some(&error));
+                match sent {
+                    Ok(_) => {}
+                    Err(Error::Closed) => return,
+                    Err(error) => {
+                        printer.unsendable(&path, &error);
+                        plan.file_answered(Some(&error));
+                    }
                 }
             }
-            Step::SendText(text) => {
-                if let Err(error) = client.send_text(None, &text) {
+            Step::SendText(text) => match client.send_text(None, &text) {
+                Ok(_) => {}
+                Err(Error::Closed) => return,
+                Err(error) => {
                     printer.error(&format!("text not sent: {error}"));
                     plan.text_answered(Some(&error));
                 }
-            }
+            },
             Step::DropText => printer.error("text not sent: a file before it failed"),
             Step::Wait => return,
             Step::End => {
@@ -176,7 +183,10 @@ fn ended(plan: &mut Plan, signal: Option<i32>, error: Option<Error>, printer: &m
 #[cfg(test)]
 mod tests {
     use super::*;
-    use postwire::Refusal;
+    use crate::cli::args::{Level, Output};
+    use crate::cli::print::Run;
+    use postwire::{Config, Refusal};
+    use std::time::Duration;
 
     fn plan(words: &[&str]) -> Plan {
         let item = |word: &&str| match word.strip_prefix("text:") {
@@ -236,5 +246,18 @@ mod tests {
         plan.hear(&Event::TextRefused { sequence: 1, refusal: Refusal::NoRelay });
         assert_eq!(plan.step(), Step::End);
         assert_eq!(plan.tally.exit(), Exit::Refused);
+    }
+
+    #[test]
+    fn a_run_that_ended_before_its_first_item_says_why() {
+        let mut printer = Printer::new(Output { json: false, level: Level::Error }, Run::Job);
+        for items in [plan(&["text:1"]).items, plan(&["Cargo.toml"]).items] {
+            let client = Client::connect("127.0.0.9:1", Config::default()).unwrap();
+            client.wait_disconnected(Duration::from_secs(30)).unwrap();
+            let mut feed = Feed::new().unwrap();
+            let events = client.clone();
+            feed.add_events(move || events.next_event(None)).unwrap();
+            assert_eq!(run(&client, items, &mut feed, &mut printer), Exit::Connect);
+        }
     }
 }
