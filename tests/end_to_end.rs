@@ -160,6 +160,7 @@ fn what_cannot_be_reached_or_is_mistyped_has_its_code_and_one_line() {
     let nobody = client(&["--to", free, "--text", "x"]);
     nobody.assert_code(3);
     common::client_fed(&["--to", free], b"x\n").assert_code(3);
+    common::client_fed(&["--to", free], b"").assert_code(3);
     let no_name = client(&["--to", "no-such-host.invalid", "--text", "x"]);
     no_name.assert_code(3);
     let wrong = client(&["--to", "localhost", "--max-file", "lots", "x"]);

@@ -29,6 +29,8 @@ struct Chat<'a> {
     is_full: bool,
     /// Nothing more will be said.
     is_over: bool,
+    /// It was connected once: even an empty input ends well only if there is somebody to say nothing to.
+    was_connected: bool,
     /// Something was not taken since the run had ended; the event that says why is on its way.
     is_cut_off: bool,
     tally: Tally,
@@ -45,6 +47,7 @@ pub fn run(client: &Client, feed: &mut Feed, printer: &mut Printer) -> Result<Ex
         files_waiting: 0,
         is_full: false,
         is_over: false,
+        was_connected: false,
         is_cut_off: false,
         tally: Tally::default(),
     };
@@ -125,6 +128,8 @@ impl Chat<'_> {
         match event {
             Event::StateChanged(State::Connected) => {
                 self.printer.connected(self.client.peer_addr(), self.client.nickname().as_ref());
+                self.was_connected = true;
+                self.leave_when_answered();
             }
             event => self.printer.event(event),
         }
@@ -178,7 +183,7 @@ impl Chat<'_> {
     }
 
     fn is_answered(&self) -> bool {
-        self.texts_waiting.is_empty() && self.files_waiting == 0 && !self.is_cut_off
+        self.texts_waiting.is_empty() && self.files_waiting == 0 && self.was_connected && !self.is_cut_off
     }
 
     /// The connection ended: as we wished, or not.
