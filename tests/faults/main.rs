@@ -1,0 +1,89 @@
+//! What breaks, damages and fills up, many times over: each programme runs the real binary and prints one line of counts.
+//!
+//! They are slow, so `cargo test` passes over them; `scripts/test-slow` runs them whole, and a tenth of them in CI.
+//! `POSTWIRE_FAULTS` says how much: `full`, or a tenth. Every random choice comes from the number of its round, so
+//! `POSTWIRE_ROUND=17` runs that round alone.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout)]
+#![allow(clippy::as_conversions)]
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../tools/proxy.rs"]
+mod proxy;
+
+mod kill;
+
+use std::collections::BTreeMap;
+use std::env;
+use std::ops::Range;
+use std::time::Instant;
+
+/// Counts what the rounds of a programme did, and says so in one line at the end.
+pub struct Programme {
+    name: &'static str,
+    rounds: u64,
+    started: Instant,
+    counts: BTreeMap<&'static str, u64>,
+}
+
+impl Programme {
+    /// `full_rounds` of them, or a tenth.
+    pub fn new(name: &'static str, full_rounds: u64) -> Programme {
+        let is_full = env::var("POSTWIRE_FAULTS").is_ok_and(|how_much| how_much == "full");
+        let rounds = if is_full { full_rounds } else { full_rounds.div_ceil(10) };
+        Programme { name, rounds, started: Instant::now(), counts: BTreeMap::new() }
+    }
+
+    /// The numbers of the rounds to run: each seeds its own [`Random`].
+    pub fn rounds(&self) -> Range<u64> {
+        match env::var("POSTWIRE_ROUND").ok().and_then(|round| round.parse().ok()) {
+            Some(round) => round..round + 1,
+            None => 0..self.rounds,
+        }
+    }
+
+    /// One more of what happened.
+    pub fn count(&mut self, what: &'static str) {
+        self.add(what, 1);
+    }
+
+    /// More of what happened.
+    pub fn add(&mut self, what: &'static str, how_much: u64) {
+        *self.counts.entry(what).or_default() += how_much;
+    }
+
+    /// Prints the line.
+    pub fn report(self) {
+        let counts: Vec<_> = self.counts.iter().map(|(what, count)| format!("{count} {what}")).collect();
+        let rounds = self.rounds().count();
+        println!(
+            "{}: {rounds} rounds, {}; {:.0} s",
+            self.name,
+            counts.join(", "),
+            self.started.elapsed().as_secs_f64()
+        );
+    }
+}
+
+/// The choices of one round: splitmix64, the same for the same round.
+pub struct Random(u64);
+
+impl Random {
+    pub fn of_round(round: u64) -> Random {
+        Random(round.wrapping_mul(0xD134_2543_DE82_EF95) ^ 0x2545_F491_4F6C_DD1D)
+    }
+
+    /// Any number.
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// Below `limit`, which is not 0.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+}
