@@ -70,6 +70,13 @@ pub const GROUP_FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// From this many files one `syncfs` beats an `fsync` each.
 pub const SYNCFS_FILES_LEAST: usize = 8;
 
+/// Files of an offered size whose content may be compared with it: the name and numbered ones.
+pub const SAME_SIZE_FILES_MAX: usize = 64;
+/// Partials of one file: as many runs may send the same file at once.
+pub const PARTIALS_OF_A_FILE_MAX: u32 = 256;
+/// Directories known to be synced into their parents; one that is forgotten is synced once more.
+pub const DIRECTORIES_REMEMBERED: usize = 4096;
+
 // Flow.
 
 /// The least window: a slow line still keeps a few chunks under way.

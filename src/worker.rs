@@ -74,7 +74,10 @@ impl<J: Send + 'static> Worker<J> {
                 Ok(())
             }
             Err(error) => {
-                queue.jobs.pop_back();
+                let job = queue.jobs.pop_back();
+                // A job's end may call out, which no lock is held for.
+                drop(queue);
+                drop(job);
                 Err(error)
             }
         }
@@ -112,9 +115,13 @@ struct ThreadMark<'a, J>(&'a Shared<J>);
 impl<J> Drop for ThreadMark<'_, J> {
     fn drop(&mut self) {
         if thread::panicking() {
-            let mut queue = self.0.queue.take();
-            queue.has_thread = false;
-            queue.jobs.clear();
+            let jobs = {
+                let mut queue = self.0.queue.take();
+                queue.has_thread = false;
+                std::mem::take(&mut queue.jobs)
+            };
+            // A job's end may call out, which no lock is held for.
+            drop(jobs);
         }
     }
 }

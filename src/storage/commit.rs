@@ -1,17 +1,21 @@
-//! From a complete partial to a receipt, in the order that makes the receipt true:
-//! times and mode, sync of the data, the name, sync of the directory, and only then `done` (PROTOCOL 6.8).
+//! From a complete partial to what makes a receipt true, in this order (PROTOCOL 6.8): mode and times, sync of the data, the
+//! real name, sync of the directories, and only then the answer.
 //!
-//! Small files share their syncs: one thread takes whatever waits when the last round ended. Nothing here decides whether a
-//! file is complete or right; `transfer` has.
+//! Small files share their syncs: one thread takes whatever waits when its last round ended. A large one has a thread of its
+//! own, so that it holds up nobody. Nothing here decides whether a file is complete or right: `transfer` has.
 
-use std::os::fd::AsFd;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
-use rustix::fs::{fchmod, futimens, Mode, Timespec, Timestamps};
-use rustix::io::{Errno, Result};
+use rustix::fs::{fchmod, futimens, Mode, Timespec, Timestamps, UTIME_OMIT};
+use rustix::io::{retry_on_intr, Errno, Result};
 
-use super::dir::Dir;
-use super::{numbered_names, Existing, Failure, Meta, Partial, Time};
+use super::dir::{Anchors, Dir, Entry, Id, Place};
+use super::failure::{is_not_offered, Failure};
+use super::naming::give_name;
+use super::{Existing, Meta, Partial, Time};
 use crate::config::{IfExists, GROUP_FILES_MAX, GROUP_FILE_BYTES_MAX, SYNCFS_FILES_LEAST};
 use crate::error::Refusal;
 use crate::name::SafePath;
@@ -20,205 +24,291 @@ use crate::worker::{spawn, Worker};
 /// A file under its real name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Committed {
+    /// Below the directory; not always the offered path.
     pub(crate) stored: SafePath,
     /// Data, name and directories are synced.
     pub(crate) durable: bool,
 }
 
-/// Hears once what became of a commit.
+/// Hears, once, what became of a commit.
 pub(crate) type Done = Box<dyn FnOnce(std::result::Result<Committed, Failure>) + Send>;
 
-/// What waits for its commit.
-pub(super) enum Commit {
-    Partial { partial: Partial, meta: Meta, mode: u32, if_exists: IfExists, fsync: bool, done: Done },
-    Existing { existing: Existing, fsync: bool, done: Done },
+/// Gives files their names, for one [`Store`](super::Store) and beyond its end.
+pub(super) struct Committer {
+    group: Worker<Job>,
+    round: Arc<Round>,
 }
 
-/// Group commit for small files, a thread each for large ones.
-pub(super) struct Committer {
-    group: Worker<Commit>,
+/// One file to commit. The file is let go before the answer is.
+pub(super) struct Job {
+    file: Candidate,
+    answer: Answer,
 }
+
+enum Candidate {
+    Partial { partial: Partial, meta: Meta, mode: Mode, if_exists: IfExists },
+    Existing(Existing),
+}
+
+/// A [`Done`] that is called even if a thread can't be started, or panics.
+pub(super) struct Answer(Option<Done>);
 
 impl Committer {
-    pub(super) fn new() -> Committer {
-        Committer { group: Worker::new("commit", GROUP_FILES_MAX, commit_group) }
+    pub(super) fn new(root: Arc<Dir>, anchors: Arc<Anchors>, fsync: bool) -> Committer {
+        let syncfs_is_trusted = AtomicBool::new(syncs_whole(&root) && syncfs_tells_errors());
+        let round = Arc::new(Round { root, anchors, fsync, syncfs_is_trusted });
+        let group = {
+            let round = Arc::clone(&round);
+            Worker::new("commit", GROUP_FILES_MAX, move |jobs| round.run(jobs))
+        };
+        Committer { group, round }
     }
 
-    pub(super) fn push(&self, commit: Commit) {
-        let large = matches!(&commit, Commit::Partial { meta, .. } if meta.size > GROUP_FILE_BYTES_MAX);
-        if !large {
-            // Without a thread the commit is dropped, its `done` with it, and the session ends by that.
-            let _ = self.group.push(commit);
-            return;
+    pub(super) fn push(&self, job: Job) {
+        // Without a thread the job is dropped, which answers it.
+        if job.file.size() <= GROUP_FILE_BYTES_MAX {
+            let _ = self.group.push(job);
+        } else {
+            let round = Arc::clone(&self.round);
+            let _ = spawn("commit-large", move || round.run(vec![job]));
         }
-        let _ = spawn("commit", move || commit_group(vec![commit]));
     }
 }
 
-/// A commit on its way through a round; `outcome` holds the first failure.
+impl Job {
+    pub(super) fn commit(partial: Partial, meta: Meta, mode: Mode, if_exists: IfExists, answer: Answer) -> Job {
+        Job { file: Candidate::Partial { partial, meta, mode, if_exists }, answer }
+    }
+
+    pub(super) fn confirm(existing: Existing, answer: Answer) -> Job {
+        Job { file: Candidate::Existing(existing), answer }
+    }
+}
+
+impl Answer {
+    pub(super) fn new(done: Done) -> Answer {
+        Answer(Some(done))
+    }
+
+    fn give(mut self, result: std::result::Result<Committed, Failure>) {
+        if let Some(done) = self.0.take() {
+            done(result);
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if let Some(done) = self.0.take() {
+            done(Err(Refusal::Failed.into()));
+        }
+    }
+}
+
+/// What the rounds of one committer share.
+struct Round {
+    root: Arc<Dir>,
+    anchors: Arc<Anchors>,
+    fsync: bool,
+    /// `syncfs` tells an error once, whichever file it was of. After that only an `fsync` each can be believed.
+    syncfs_is_trusted: AtomicBool,
+}
+
+/// A job in a round; `outcome` is where the file is, or its first failure.
 struct Step {
-    commit: Commit,
+    job: Job,
     outcome: std::result::Result<SafePath, Failure>,
     durable: bool,
 }
 
-/// One round: all data synced, all names moved, each directory synced once, all acknowledged.
-fn commit_group(commits: Vec<Commit>) {
-    let mut steps: Vec<Step> = commits.into_iter().map(Step::prepare).collect();
-    sync_data(&mut steps);
-    steps.iter_mut().for_each(Step::move_name);
-    sync_directories(&mut steps);
-    for step in steps {
-        let Step { commit, outcome, durable } = step;
-        // The lock, and a partial that failed, are gone before anyone hears of it.
-        let done = match commit {
-            Commit::Partial { partial, done, .. } => {
-                drop(partial);
-                done
-            }
-            Commit::Existing { existing, done, .. } => {
-                drop(existing);
-                done
-            }
-        };
-        done(outcome.map(|stored| Committed { stored, durable }));
+impl Round {
+    /// All data is synced, all files get their names, each directory is synced once, all are answered.
+    fn run(&self, jobs: Vec<Job>) {
+        let mut steps: Vec<Step> = jobs.into_iter().map(|job| Step::begin(job, self.fsync)).collect();
+        if self.fsync {
+            self.sync_data(&mut steps);
+        }
+        steps.iter_mut().for_each(Step::give_name);
+        if self.fsync {
+            self.sync_directories(&mut steps);
+        }
+        steps.into_iter().for_each(Step::end);
     }
-}
 
-fn sync_data(steps: &mut [Step]) {
-    let waiting = steps.iter().filter(|step| step.wants_sync()).count();
-    if waiting >= SYNCFS_FILES_LEAST {
-        let dir = steps.iter().find(|step| step.wants_sync()).map(|step| Arc::clone(step.dir()));
-        // All are below one root; a mount below it gets an fsync each, as its files' type may not be known.
-        let one_device = steps.iter().all(|step| step.on_device_of(steps));
-        if dir.is_some_and(|dir| one_device && syncs_whole(dir.file_system()) && dir.sync_file_system().is_ok()) {
-            return;
+    fn sync_data(&self, steps: &mut [Step]) {
+        let device = self.root.id().device;
+        let all_here = steps.iter().all(|step| step.job.file.is_on(device));
+        let files = steps.iter().filter(|step| step.outcome.is_ok()).count();
+        if files >= SYNCFS_FILES_LEAST && all_here && self.syncfs_is_trusted.load(Ordering::Relaxed) {
+            // Only the root's handle, older than all data written below it, is sure to hear of every error.
+            match retry_on_intr(|| self.root.sync_file_system()) {
+                Ok(()) => return,
+                Err(_) => self.syncfs_is_trusted.store(false, Ordering::Relaxed),
+            }
+        }
+        for step in steps.iter_mut().filter(|step| step.outcome.is_ok()) {
+            match step.job.file.sync() {
+                Ok(offered) => step.durable &= offered,
+                Err(error) => step.sync_failed("sync", error),
+            }
         }
     }
-    steps.iter_mut().filter(|step| step.wants_sync()).for_each(Step::sync_data);
-}
 
-/// ext4, xfs, btrfs, f2fs and tmpfs: `syncfs` there reports what failed and writes only what is dirty.
-fn syncs_whole(file_system: u64) -> bool {
-    matches!(file_system, 0xef53 | 0x5846_5342 | 0x9123_683e | 0xf2f5_2010 | 0x0102_1994)
-}
-
-fn sync_directories(steps: &mut [Step]) {
-    let mut synced: Vec<(Arc<Dir>, Result<bool>)> = Vec::new();
-    for step in steps.iter_mut().filter(|step| step.wants_sync()) {
-        step.durable = true;
-        for dir in step.directories() {
-            let known = synced.iter().find(|(other, _)| Arc::ptr_eq(other, &dir)).map(|(_, result)| *result);
-            let result = known.unwrap_or_else(|| {
-                let result = dir.sync();
-                synced.push((Arc::clone(&dir), result));
-                result
-            });
+    fn sync_directories(&self, steps: &mut [Step]) {
+        let mut synced: HashMap<Id, Result<bool>> = HashMap::new();
+        let mut sync = |dir: &Dir| *synced.entry(dir.id()).or_insert_with(|| retry_on_intr(|| dir.sync()));
+        for step in steps.iter_mut().filter(|step| step.outcome.is_ok()) {
+            let place = step.job.file.place();
+            let mut result = sync(&place.dir);
+            for (parent, child) in &place.unanchored {
+                let parent_result = sync(parent);
+                if parent_result == Ok(true) {
+                    self.anchors.add(*child);
+                }
+                result = result.and_then(|durable| Ok(durable & parent_result?));
+            }
             match result {
                 Ok(offered) => step.durable &= offered,
-                Err(error) => step.fail("sync the directory of", error),
+                Err(error) => step.sync_failed("sync the directory of", error),
             }
         }
     }
 }
 
 impl Step {
-    /// Times and mode, before the data is synced.
-    fn prepare(commit: Commit) -> Step {
-        let outcome = match &commit {
-            Commit::Existing { existing, .. } => Ok(existing.path.clone()),
-            Commit::Partial { partial, meta, mode, .. } => {
-                // A file system without times or modes still keeps the content.
-                let _ = futimens(&partial.file, &times(meta.mtime));
-                let _ = fchmod(&partial.file, Mode::from_raw_mode(*mode));
-                Ok(meta.path.clone())
+    /// Mode and times, so that the sync of the data takes them along.
+    fn begin(job: Job, fsync: bool) -> Step {
+        let outcome = match &job.file {
+            Candidate::Existing(existing) => Ok(existing.path().clone()),
+            Candidate::Partial { partial, meta, mode, .. } => finish_inode(partial, meta, *mode)
+                .map(|()| meta.path.clone())
+                .map_err(|(action, error)| Failure::new(action, partial.label().clone(), error)),
+        };
+        Step { job, outcome, durable: fsync }
+    }
+
+    fn give_name(&mut self) {
+        let Candidate::Partial { partial, meta, if_exists, .. } = &self.job.file else { return };
+        if self.outcome.is_err() {
+            return;
+        }
+        match give_name(partial.dir(), partial.name(), meta.path.file_name(), *if_exists) {
+            Ok(name) => {
+                partial.named();
+                self.outcome = Ok(meta.path.with_file_name(name));
             }
-        };
-        Step { commit, outcome, durable: false }
-    }
-
-    fn wants_sync(&self) -> bool {
-        let (Commit::Partial { fsync, .. } | Commit::Existing { fsync, .. }) = &self.commit;
-        *fsync && self.outcome.is_ok()
-    }
-
-    fn dir(&self) -> &Arc<Dir> {
-        match &self.commit {
-            Commit::Partial { partial, .. } => &partial.dir,
-            Commit::Existing { existing, .. } => &existing.dir,
+            Err(Errno::EXIST) => self.outcome = Err(Refusal::Exists.into()),
+            Err(error) => self.outcome = Err(Failure::new("name", partial.label().clone(), error)),
         }
     }
 
-    fn directories(&self) -> Vec<Arc<Dir>> {
-        let mut directories = vec![Arc::clone(self.dir())];
-        if let Commit::Partial { partial, .. } = &self.commit {
-            directories.extend(partial.made_in.iter().cloned());
-        }
-        directories
+    /// PROTOCOL 7.3: whatever the sync said, the data can't be trusted to be there.
+    fn sync_failed(&mut self, action: &'static str, error: Errno) {
+        let failure = Failure::new(action, self.job.file.label().clone(), error);
+        self.outcome = Err(Failure { refusal: Refusal::Failed, ..failure });
     }
 
-    fn on_device_of(&self, steps: &[Step]) -> bool {
-        let device = |step: &Step| match &step.commit {
-            Commit::Partial { partial, .. } => rustix::fs::fstat(partial.file.as_fd()).map(|stat| stat.st_dev),
-            Commit::Existing { existing, .. } => rustix::fs::fstat(existing.file.as_fd()).map(|stat| stat.st_dev),
-        };
-        steps.first().is_some_and(|first| device(first) == device(self))
-    }
-
-    fn sync_data(&mut self) {
-        let result = match &self.commit {
-            Commit::Partial { partial, .. } => partial.sync(),
-            Commit::Existing { existing, .. } => rustix::fs::fsync(&existing.file),
-        };
-        if let Err(error) = result {
-            self.fail("sync", error);
-        }
-    }
-
-    fn move_name(&mut self) {
-        let (Commit::Partial { partial, meta, if_exists, .. }, Ok(_)) = (&self.commit, &self.outcome) else { return };
-        let moved = give_name(partial, &meta.path, *if_exists);
-        if moved.is_ok() {
-            partial.committed();
-        }
-        match moved {
-            Ok(stored) => self.outcome = Ok(stored),
-            Err(Errno::EXIST) => self.outcome = Err(Failure { refusal: Refusal::Exists, cause: None }),
-            Err(error) => self.fail("name", error),
-        }
-    }
-
-    fn fail(&mut self, action: &'static str, error: Errno) {
-        let name = match &self.commit {
-            Commit::Partial { meta, .. } => meta.path.file_name(),
-            Commit::Existing { existing, .. } => existing.path.file_name(),
-        };
-        self.outcome = Err(Failure::new(action, name.as_os_str().as_ref(), error));
+    fn end(self) {
+        let Step { job: Job { file, answer }, outcome, durable } = self;
+        drop(file);
+        answer.give(outcome.map(|stored| Committed { stored, durable }));
     }
 }
 
-/// Moves the partial to its name, or to a numbered one, or over what is there.
-fn give_name(partial: &Partial, path: &SafePath, if_exists: IfExists) -> Result<SafePath> {
-    match if_exists {
-        IfExists::Refuse => partial.dir.rename_new(&partial.name, path.file_name()).map(|()| path.clone()),
-        IfExists::Replace if partial.dir.has_directory(path.file_name()) => Err(Errno::EXIST),
-        IfExists::Replace => partial.dir.rename_over(&partial.name, path.file_name()).map(|()| path.clone()),
-        IfExists::Rename => {
-            for name in numbered_names(path.file_name()) {
-                match partial.dir.rename_new(&partial.name, &name) {
-                    Err(Errno::EXIST) => {}
-                    result => return result.map(|()| path.with_file_name(name)),
-                }
-            }
-            Err(Errno::EXIST)
+impl Candidate {
+    fn size(&self) -> u64 {
+        match self {
+            Candidate::Partial { meta, .. } => meta.size,
+            Candidate::Existing(existing) => existing.size(),
+        }
+    }
+
+    fn place(&self) -> &Place {
+        match self {
+            Candidate::Partial { partial, .. } => partial.place(),
+            Candidate::Existing(existing) => existing.place(),
+        }
+    }
+
+    fn label(&self) -> &PathBuf {
+        match self {
+            Candidate::Partial { partial, .. } => partial.label(),
+            Candidate::Existing(existing) => existing.label(),
+        }
+    }
+
+    fn is_on(&self, device: u64) -> bool {
+        let is_with_its_directory = match self {
+            Candidate::Partial { .. } => true,
+            Candidate::Existing(existing) => existing.is_with_its_directory(),
+        };
+        is_with_its_directory && self.place().dir.id().device == device
+    }
+
+    fn sync(&self) -> Result<bool> {
+        match self {
+            Candidate::Partial { partial, .. } => partial.sync(),
+            Candidate::Existing(existing) => existing.sync(),
         }
     }
 }
 
+/// Sets what the sender had, where the file system has such a thing.
+fn finish_inode(partial: &Partial, meta: &Meta, mode: Mode) -> std::result::Result<(), (&'static str, Errno)> {
+    let size = Entry::of(partial.file()).map_err(|error| ("look at", error))?.size;
+    if partial.is_lost() || size != meta.size {
+        return Err(("finish", Errno::IO));
+    }
+    let offered = |result: Result<()>| if result.is_err_and(is_not_offered) { Ok(()) } else { result };
+    offered(fchmod(partial.file(), mode)).map_err(|error| ("set the mode of", error))?;
+    offered(futimens(partial.file(), &times(meta.mtime))).map_err(|error| ("set the time of", error))
+}
+
+#[allow(clippy::useless_conversion, clippy::unnecessary_fallible_conversions)] // Another type elsewhere.
 fn times(mtime: Time) -> Timestamps {
-    let now = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
-    Timestamps {
-        last_access: now,
-        last_modification: Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanoseconds.into() },
+    let nanoseconds = mtime.nanoseconds.min(999_999_999);
+    let last_modification = Timespec { tv_sec: mtime.seconds, tv_nsec: nanoseconds.try_into().unwrap_or_default() };
+    Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT }, last_modification }
+}
+
+/// File systems whose `syncfs` writes only what is dirty, and tells what failed (statfs(2) names the numbers).
+fn syncs_whole(dir: &Dir) -> bool {
+    const EXT4: u32 = 0xef53;
+    const XFS: u32 = 0x5846_5342;
+    const BTRFS: u32 = 0x9123_683e;
+    const F2FS: u32 = 0xf2f5_2010;
+    const TMPFS: u32 = 0x0102_1994;
+    matches!(dir.file_system(), Some(EXT4 | XFS | BTRFS | F2FS | TMPFS))
+}
+
+/// Before Linux 5.8 `syncfs` said ok whatever happened to the data (syncfs(2)).
+fn syncfs_tells_errors() -> bool {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").is_ok_and(|release| is_linux_5_8(&release))
+}
+
+fn is_linux_5_8(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(5), Some(8))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[test]
+    fn syncfs_is_not_trusted_before_linux_5_8() {
+        for (release, told) in
+            [("5.8.0", true), ("6.1.0-13-amd64", true), ("5.7.19", false), ("4.19.0", false), ("", false)]
+        {
+            assert_eq!(is_linux_5_8(release), told, "{release}");
+        }
+    }
+
+    #[test]
+    fn a_commit_that_is_dropped_is_answered() {
+        let (sender, receiver) = mpsc::channel();
+        drop(Answer::new(Box::new(move |result| sender.send(result.is_err()).unwrap())));
+        assert_eq!(receiver.recv(), Ok(true));
     }
 }

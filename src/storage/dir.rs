@@ -1,39 +1,82 @@
-//! A directory by its handle: names below it can't lead elsewhere, and what happens to its own path does not matter.
+//! Directories by their handles: a name below one can't lead elsewhere, and what becomes of its own path does not matter.
+//!
+//! [`Place`] walks to the directory of an offered path and follows no link on the way; [`Anchors`] remembers which directories
+//! on it need no sync of their own any more. Every system call that takes a name is here, for the rest of `storage`.
 
-use std::os::fd::OwnedFd;
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
-use rustix::fs::{self, Access, AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{self, Access, AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::{Errno, Result};
 
+use super::failure::is_not_offered;
+use crate::config::DIRECTORIES_REMEMBERED;
 use crate::name::SafeName;
+use crate::worker::Lock;
 
 /// An open directory.
 pub(super) struct Dir {
     fd: OwnedFd,
+    id: Id,
+}
+
+/// What the system knows a file or directory by, whatever its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Id {
+    pub(super) device: u64,
+    number: u64,
+}
+
+/// What has a name, or is open.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) id: Id,
+    pub(super) kind: Kind,
+    pub(super) size: u64,
+    /// Bytes that it takes on the disk, room taken ahead of the data included.
+    pub(super) disk_bytes: u64,
+    pub(super) links: u64,
+    pub(super) is_ours: bool,
+    /// When it last changed in any way, in seconds since 1970: unlike the mtime nobody can set it.
+    pub(super) changed_seconds: i64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    File,
+    Directory,
+    Other,
 }
 
 impl Dir {
     /// Opens the directory that the user named; a link may lead to it.
     pub(super) fn open(path: &Path) -> Result<Dir> {
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-        fs::open(path, flags, Mode::empty()).map(|fd| Dir { fd })
+        Dir::of(fs::open(path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
     }
 
     /// The directory `name` in this one; a link is not followed.
-    pub(super) fn enter(&self, name: &SafeName) -> Result<Dir> {
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        fs::openat(&self.fd, name.as_os_str(), flags, Mode::empty()).map(|fd| Dir { fd })
+    fn enter(&self, name: &SafeName) -> Result<Dir> {
+        let open = |how| {
+            let flags = how | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            fs::openat(&self.fd, name.as_os_str(), flags, Mode::empty())
+        };
+        match open(OFlags::RDONLY) {
+            // A drop box, where files may be put and not listed, has to do without a sync.
+            Err(Errno::ACCESS) => Dir::of(open(OFlags::PATH)?),
+            result => Dir::of(result?),
+        }
     }
 
-    /// As [`Dir::enter`], and makes it where it is missing; tells whether it did.
-    pub(super) fn make(&self, name: &SafeName) -> Result<(Dir, bool)> {
-        let made = match fs::mkdirat(&self.fd, name.as_os_str(), Mode::from_raw_mode(0o777)) {
-            Ok(()) => true,
-            Err(Errno::EXIST) => false,
-            Err(error) => return Err(error),
-        };
-        self.enter(name).map(|dir| (dir, made))
+    fn of(fd: OwnedFd) -> Result<Dir> {
+        let id = Entry::of(&fd)?.id;
+        Ok(Dir { fd, id })
+    }
+
+    pub(super) fn id(&self) -> Id {
+        self.id
     }
 
     /// Whether files can be made here.
@@ -41,90 +84,226 @@ impl Dir {
         fs::accessat(&self.fd, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::empty())
     }
 
-    /// Whether anything has this name, a dangling link included.
-    pub(super) fn has(&self, name: &SafeName) -> Result<bool> {
-        match fs::statat(&self.fd, name.as_os_str(), AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(_) => Ok(true),
-            Err(Errno::NOENT) => Ok(false),
+    /// What has this name, a link included; `None` when nothing has.
+    pub(super) fn entry(&self, name: &OsStr) -> Result<Option<Entry>> {
+        match fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(Entry::from(&stat))),
+            Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(error),
         }
-    }
-
-    /// Whether a directory has this name.
-    pub(super) fn has_directory(&self, name: &SafeName) -> bool {
-        fs::statat(&self.fd, name.as_os_str(), AtFlags::SYMLINK_NOFOLLOW)
-            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
-    }
-
-    /// Bytes that an unprivileged program may still write.
-    pub(super) fn free_bytes(&self) -> Result<u64> {
-        let room = fs::fstatvfs(&self.fd)?;
-        Ok(room.f_bavail.saturating_mul(room.f_frsize))
     }
 
     /// Opens `name` without following a link and without waiting for a FIFO's other end.
-    pub(super) fn open_file(&self, name: &str, flags: OFlags, mode: u32) -> Result<OwnedFd> {
-        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        fs::openat(&self.fd, name, flags, Mode::from_raw_mode(mode))
+    pub(super) fn open_file(&self, name: &OsStr, how: OFlags) -> Result<OwnedFd> {
+        let flags = how | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        rustix::io::retry_on_intr(|| fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR))
     }
 
-    /// As [`Dir::open_file`], for reading.
-    pub(super) fn open_to_read(&self, name: &SafeName) -> Result<OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        fs::openat(&self.fd, name.as_os_str(), flags, Mode::empty())
+    /// The names here, for housekeeping; those that can't be read are left out.
+    pub(super) fn names(&self) -> Result<impl Iterator<Item = Vec<u8>>> {
+        let entries = fs::Dir::read_from(&self.fd)?;
+        Ok(entries.map_while(Result::ok).map(|entry| entry.file_name().to_bytes().to_vec()))
     }
 
-    /// The device and number of what has this name.
-    pub(super) fn identify(&self, name: &str) -> Result<(u64, u64)> {
-        let stat = fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        Ok((stat.st_dev, stat.st_ino))
-    }
-
-    /// The names in it that are UTF-8, as far as they can be read.
-    pub(super) fn names(&self) -> Vec<String> {
-        let Ok(entries) = fs::Dir::read_from(&self.fd) else { return Vec::new() };
-        let name = |entry: Result<fs::DirEntry>| entry.ok()?.file_name().to_str().ok().map(str::to_owned);
-        entries.filter_map(name).collect()
-    }
-
-    /// Removes a name of ours.
-    pub(super) fn unlink(&self, name: &str) -> Result<()> {
+    pub(super) fn unlink(&self, name: &OsStr) -> Result<()> {
         fs::unlinkat(&self.fd, name, AtFlags::empty())
     }
 
-    /// Moves our file `from` to `to`, where nothing may be.
-    pub(super) fn rename_new(&self, from: &str, to: &SafeName) -> Result<()> {
-        match fs::renameat_with(&self.fd, from, &self.fd, to.as_os_str(), RenameFlags::NOREPLACE) {
-            // Not offered here: a link refuses a taken name as well.
-            Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::PERM) => {
-                fs::linkat(&self.fd, from, &self.fd, to.as_os_str(), AtFlags::empty())?;
-                self.unlink(from)
-            }
-            result => result,
-        }
+    /// A second name for the same file; fails where the name is taken.
+    pub(super) fn link(&self, from: &OsStr, to: &OsStr) -> Result<()> {
+        fs::linkat(&self.fd, from, &self.fd, to, AtFlags::empty())
     }
 
-    /// Moves our file `from` to `to`, in the place of what is there.
-    pub(super) fn rename_over(&self, from: &str, to: &SafeName) -> Result<()> {
-        fs::renameat(&self.fd, from, &self.fd, to.as_os_str())
+    /// Moves a name, in one step, over what has the other one.
+    pub(super) fn rename_over(&self, from: &OsStr, to: &OsStr) -> Result<()> {
+        fs::renameat(&self.fd, from, &self.fd, to)
     }
 
-    /// Syncs the names; `false` where the file system does not offer that.
+    /// Moves a name, in one step; fails where the other one is taken.
+    pub(super) fn rename_new(&self, from: &OsStr, to: &OsStr) -> Result<()> {
+        fs::renameat_with(&self.fd, from, &self.fd, to, RenameFlags::NOREPLACE)
+    }
+
+    /// Syncs the names here; `false` where that is not offered.
     pub(super) fn sync(&self) -> Result<bool> {
         match fs::fsync(&self.fd) {
             Ok(()) => Ok(true),
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => Ok(false),
+            Err(error) if is_not_offered(error) || error == Errno::BADF => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    /// The file system's type, as `statfs` tells it.
-    pub(super) fn file_system(&self) -> u64 {
-        fs::fstatfs(&self.fd).map_or(0, |stat| u64::try_from(stat.f_type).unwrap_or_default())
-    }
-
-    /// Syncs the whole file system.
+    /// Syncs everything on the file system.
     pub(super) fn sync_file_system(&self) -> Result<()> {
         fs::syncfs(&self.fd)
+    }
+
+    /// Bytes that an unprivileged program may still write; `None` where the file system does not know.
+    pub(super) fn free_bytes(&self) -> Option<u64> {
+        let known = fs::fstatvfs(&self.fd).ok().filter(|room| room.f_blocks > 0)?;
+        Some(known.f_bavail.saturating_mul(known.f_frsize))
+    }
+
+    /// The file system's magic number, as in statfs(2).
+    #[allow(clippy::useless_conversion)] // Its type is another on other architectures.
+    pub(super) fn file_system(&self) -> Option<u32> {
+        let magic = i64::from(fs::fstatfs(&self.fd).ok()?.f_type) & i64::from(u32::MAX);
+        u32::try_from(magic).ok()
+    }
+}
+
+impl Entry {
+    pub(super) fn of(fd: impl AsFd) -> Result<Entry> {
+        fs::fstat(fd).map(|stat| Entry::from(&stat))
+    }
+}
+
+#[allow(clippy::useless_conversion, clippy::unnecessary_fallible_conversions)] // The fields' types are others elsewhere.
+impl From<&Stat> for Entry {
+    fn from(stat: &Stat) -> Entry {
+        const SECTOR_BYTES: u64 = 512;
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => Kind::File,
+            FileType::Directory => Kind::Directory,
+            _ => Kind::Other,
+        };
+        Entry {
+            id: Id { device: stat.st_dev.into(), number: stat.st_ino.into() },
+            kind,
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            disk_bytes: u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(SECTOR_BYTES),
+            links: stat.st_nlink.into(),
+            is_ours: stat.st_uid == rustix::process::geteuid().as_raw(),
+            changed_seconds: i64::try_from(stat.st_ctime).unwrap_or(i64::MAX),
+        }
+    }
+}
+
+/// The directory that a path ends in.
+pub(super) struct Place {
+    pub(super) dir: Arc<Dir>,
+    /// Directories to sync before a file in `dir` is durable, each with what it names.
+    pub(super) unanchored: Vec<(Arc<Dir>, Id)>,
+}
+
+impl Place {
+    /// Walks down from `root`; `None` where a directory is missing.
+    pub(super) fn find(root: &Arc<Dir>, names: &[SafeName], anchors: &Anchors) -> Result<Option<Place>> {
+        match Place::walk(root, names, anchors, false) {
+            Err(Errno::NOENT) => Ok(None),
+            result => result.map(Some),
+        }
+    }
+
+    /// As [`Place::find`], and makes what is missing.
+    pub(super) fn make(root: &Arc<Dir>, names: &[SafeName], anchors: &Anchors) -> Result<Place> {
+        Place::walk(root, names, anchors, true)
+    }
+
+    fn walk(root: &Arc<Dir>, names: &[SafeName], anchors: &Anchors, make: bool) -> Result<Place> {
+        let mut place = Place { dir: Arc::clone(root), unanchored: Vec::new() };
+        for name in names {
+            let parent = Arc::clone(&place.dir);
+            let (dir, made) = match parent.enter(name) {
+                Err(Errno::NOENT) if make => {
+                    let made = match fs::mkdirat(&parent.fd, name.as_os_str(), Mode::from_raw_mode(0o777)) {
+                        // Another transfer was faster.
+                        Err(Errno::EXIST) => false,
+                        result => result.map(|()| true)?,
+                    };
+                    (parent.enter(name)?, made)
+                }
+                result => (result?, false),
+            };
+            let child = dir.id();
+            if made || !anchors.hold(child) {
+                anchors.forget(child);
+                place.unanchored.push((parent, child));
+            }
+            place.dir = Arc::new(dir);
+        }
+        Ok(place)
+    }
+}
+
+/// Directories whose names are known to be on the disk. One that was merely found there may have been made by a run that was
+/// killed before it synced the name, so each is synced into its parent once.
+#[derive(Default)]
+pub(super) struct Anchors(Mutex<HashSet<Id>>);
+
+impl Anchors {
+    /// The name of this directory was synced.
+    pub(super) fn add(&self, id: Id) {
+        let mut ids = self.0.take();
+        if ids.len() >= DIRECTORIES_REMEMBERED {
+            // What is forgotten is synced once more.
+            ids.clear();
+        }
+        ids.insert(id);
+    }
+
+    fn hold(&self, id: Id) -> bool {
+        self.0.take().contains(&id)
+    }
+
+    /// A number may be used again for another directory.
+    fn forget(&self, id: Id) {
+        self.0.take().remove(&id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::name::SafePath;
+    use std::os::unix::fs::symlink;
+
+    fn walk(root: &Path, path: &str, anchors: &Anchors) -> Result<Place> {
+        let path = SafePath::parse(path.as_bytes()).unwrap();
+        Place::make(&Arc::new(Dir::open(root).unwrap()), path.directories(), anchors)
+    }
+
+    #[test]
+    fn a_linked_directory_is_not_followed() {
+        let (root, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        symlink(elsewhere.path(), root.path().join("a")).unwrap();
+        let error = walk(root.path(), "a/b/file", &Anchors::default()).map(|_| ()).unwrap_err();
+        assert!(matches!(error, Errno::NOTDIR | Errno::LOOP), "{error}");
+        assert_eq!(elsewhere.path().read_dir().unwrap().count(), 0);
+    }
+
+    #[test]
+    fn each_directory_is_synced_into_its_parent_once() {
+        let root = tempfile::tempdir().unwrap();
+        let anchors = Anchors::default();
+        let first = walk(root.path(), "a/b/file", &anchors).unwrap();
+        assert_eq!(first.unanchored.len(), 2);
+        // Not yet synced by the first, so the second has to.
+        assert_eq!(walk(root.path(), "a/b/other", &anchors).unwrap().unanchored.len(), 2);
+        first.unanchored.iter().for_each(|&(_, child)| anchors.add(child));
+        assert_eq!(walk(root.path(), "a/b/other", &anchors).unwrap().unanchored.len(), 0);
+        std::fs::remove_dir_all(root.path().join("a/b")).unwrap();
+        assert_eq!(walk(root.path(), "a/b/file", &anchors).unwrap().unanchored.len(), 1);
+    }
+
+    #[test]
+    fn a_missing_directory_is_found_missing_and_not_made() {
+        let root = tempfile::tempdir().unwrap();
+        let path = SafePath::parse(b"a/file").unwrap();
+        let dir = Arc::new(Dir::open(root.path()).unwrap());
+        assert!(Place::find(&dir, path.directories(), &Anchors::default()).unwrap().is_none());
+        assert!(!root.path().join("a").exists());
+    }
+
+    #[test]
+    fn a_drop_box_can_be_entered_and_not_synced() {
+        use std::os::unix::fs::PermissionsExt;
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a");
+        std::fs::create_dir(&path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o300)).unwrap();
+        let place = walk(root.path(), "a/file", &Anchors::default()).unwrap();
+        // Root may read it all the same.
+        assert_eq!(place.dir.sync(), Ok(rustix::process::geteuid().is_root()));
     }
 }

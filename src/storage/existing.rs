@@ -1,54 +1,93 @@
-//! A file that was there before: compared with what is offered, so that a repeated command is harmless.
+//! A file that was there before, to be compared with what is offered, so that a repeated command is harmless.
+//!
+//! It is only read, and opened when it is first read: many candidates of one name cost no more handles than are compared.
 
 use std::fs::File;
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
-use rustix::io::{Errno, Result};
+use rustix::fs::{fsync, OFlags};
+use rustix::io::{retry_on_intr, Errno, Result};
 
-use super::dir::Dir;
-use crate::config::block_bytes;
+use super::block::{block_crc, crc};
+use super::dir::{Entry, Id, Place};
+use super::failure::{errno_of, is_not_offered, Failure};
 use crate::name::SafePath;
 
 /// A regular file of the offered size.
 pub(crate) struct Existing {
-    pub(super) file: File,
-    pub(super) dir: Arc<Dir>,
-    pub(super) path: SafePath,
+    place: Arc<Place>,
+    path: SafePath,
     size: u64,
+    id: Id,
+    file: OnceLock<File>,
+    /// As this side's log shows it.
+    label: PathBuf,
 }
 
 impl Existing {
-    /// `None` for another size, a link, a directory or a special file.
-    pub(super) fn open(dir: Arc<Dir>, path: SafePath, size: u64) -> Result<Option<Existing>> {
-        let file = match dir.open_to_read(path.file_name()) {
-            Ok(fd) => File::from(fd),
-            Err(Errno::NOENT | Errno::LOOP | Errno::ACCESS | Errno::NXIO | Errno::NODEV) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let fits = file.metadata().is_ok_and(|meta| meta.is_file() && meta.size() == size);
-        Ok(fits.then_some(Existing { file, dir, path, size }))
+    pub(super) fn new(place: Arc<Place>, path: SafePath, entry: &Entry, label: PathBuf) -> Existing {
+        Existing { place, path, size: entry.size, id: entry.id, file: OnceLock::new(), label }
     }
 
-    /// The CRC of one block; `None` when it can't be read, which is like being different.
-    pub(crate) fn block_crc(&self, index: u64, buffer: &mut Vec<u8>) -> Option<u32> {
-        block_crc(&self.file, self.size, index, buffer).ok()
+    /// The path it has below the directory.
+    pub(crate) fn path(&self) -> &SafePath {
+        &self.path
     }
-}
 
-/// The CRC of block `index` of a file of `size` bytes (PROTOCOL 5.3); the last block may be short.
-pub(super) fn block_crc(file: &File, size: u64, index: u64, buffer: &mut Vec<u8>) -> std::io::Result<u32> {
-    const PIECE_BYTES: u64 = 256 * 1024;
-    let block = block_bytes(size);
-    let mut offset = index.saturating_mul(block);
-    let end = size.min(offset.saturating_add(block));
-    let mut hasher = crc32fast::Hasher::new();
-    while offset < end {
-        let piece = PIECE_BYTES.min(end - offset);
-        buffer.resize(usize::try_from(piece).unwrap_or_default(), 0);
-        file.read_exact_at(buffer, offset)?;
-        hasher.update(buffer);
-        offset += piece;
+    /// The CRC of one block; `buffer` is scratch. A failure is as good as a difference.
+    pub(crate) fn block_crc(&self, index: u64, buffer: &mut Vec<u8>) -> std::result::Result<u32, Failure> {
+        let file = self.file().map_err(|error| self.failure(error))?;
+        block_crc(file, self.size, index, buffer).map_err(|error| self.failure(errno_of(&error)))
     }
-    Ok(hasher.finalize())
+
+    /// The CRC of all of it; `buffer` is scratch.
+    pub(crate) fn crc(&self, buffer: &mut Vec<u8>) -> std::result::Result<u32, Failure> {
+        let file = self.file().map_err(|error| self.failure(error))?;
+        crc(file, 0, self.size, buffer).map_err(|error| self.failure(errno_of(&error)))
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// As this side's log shows it.
+    pub(super) fn label(&self) -> &PathBuf {
+        &self.label
+    }
+
+    /// Whether a sync of the directory's file system reaches it: something may be mounted on a file.
+    pub(super) fn is_with_its_directory(&self) -> bool {
+        self.id.device == self.place.dir.id().device
+    }
+
+    /// Syncs content and inode; `false` where that is not offered.
+    pub(super) fn sync(&self) -> Result<bool> {
+        match retry_on_intr(|| fsync(self.file()?)) {
+            Ok(()) => Ok(true),
+            Err(error) if is_not_offered(error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The file of that size that was found, and no other that took its name since.
+    pub(super) fn file(&self) -> Result<&File> {
+        if let Some(file) = self.file.get() {
+            return Ok(file);
+        }
+        let file = self.place.dir.open_file(self.path.file_name().as_os_str(), OFlags::RDONLY)?;
+        let entry = Entry::of(&file)?;
+        if entry.id != self.id || entry.size != self.size {
+            return Err(Errno::STALE);
+        }
+        Ok(self.file.get_or_init(|| File::from(file)))
+    }
+
+    fn failure(&self, error: Errno) -> Failure {
+        Failure::new("read", self.label.clone(), error)
+    }
 }

@@ -1,33 +1,47 @@
-//! All file effects: [`Store`] is one directory that receives, [`Partial`] a file on its way in, [`Source`] one on its way out.
+//! All file effects: [`Store`] is one directory that receives, [`Partial`] a file on its way in, [`Existing`] one that was
+//! there, [`Source`] one on its way out.
 //!
-//! Everything here may block and is called from disk threads, never from the thread that reads a socket. Nothing here knows
-//! the wire: `transfer` calls it. The order that makes a receipt true stands in [`commit`].
+//! Everything here may block, so it is called on disk threads, never by a socket's reader. It knows no frames and
+//! does not decide whether a file is complete or right: `transfer`, which calls it, does. The order that makes a receipt
+//! true stands in [`commit`].
 
+mod block;
 mod commit;
 mod dir;
 mod existing;
+mod failure;
 mod housekeeping;
+mod naming;
 mod partial;
+mod room;
 mod source;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rustix::fs::Mode;
+use rustix::io::Errno;
 
 pub(crate) use commit::{Committed, Done};
 pub(crate) use existing::Existing;
+pub(crate) use failure::Failure;
 pub(crate) use partial::Partial;
 pub(crate) use source::Source;
 
-use crate::config::{Config, IfExists, BLOCK_BYTES_LEAST, NUMBERED_NAMES_MAX};
-use crate::error::{Error, Refusal, Result};
-use crate::name::{SafeName, SafePath};
-use commit::{Commit, Committer};
-use dir::Dir;
+use crate::config::{Config, IfExists, BLOCK_BYTES_LEAST, SAME_SIZE_FILES_MAX};
+use crate::error::{Error, Refusal};
+use crate::name::SafePath;
+use commit::{Answer, Committer, Job};
+use dir::{Anchors, Dir, Kind, Place};
+use naming::names_for;
+use partial::Identity;
+use room::Room;
 
-/// Seconds and nanoseconds since 1970.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// A moment as file systems keep it, since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Time {
     pub(crate) seconds: i64,
     pub(crate) nanoseconds: u32,
@@ -39,166 +53,204 @@ pub(crate) struct Meta {
     pub(crate) path: SafePath,
     pub(crate) size: u64,
     pub(crate) mtime: Time,
+    /// As the sender has it; [`Store`] takes the lower nine bits, under its umask.
     pub(crate) mode: u32,
-    /// The CRC of a small file's content.
+    /// The CRC of the content of a small file; 0 for others.
     pub(crate) content_crc: u32,
 }
 
 impl Meta {
-    /// At most one block.
+    /// At most one block (PROTOCOL 5.3).
     pub(crate) fn is_small(&self) -> bool {
         self.size <= BLOCK_BYTES_LEAST
     }
 }
 
-/// Why this side's disk refuses: what the peer is told, and what only this side learns.
-#[derive(Debug)]
-pub(crate) struct Failure {
-    pub(crate) refusal: Refusal,
-    pub(crate) cause: Option<Error>,
+/// What the user set for a [`Store`].
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) if_exists: IfExists,
+    pub(crate) fsync: bool,
+    /// Bytes.
+    pub(crate) max_file: u64,
+    /// Bytes.
+    pub(crate) min_free: u64,
+    pub(crate) keep_partials: Duration,
 }
 
-/// One `--dir`. Its handle is opened once; whatever becomes of its name later, files go where it was.
+impl From<&Config> for Options {
+    fn from(config: &Config) -> Options {
+        Options {
+            if_exists: config.if_exists,
+            fsync: config.fsync,
+            max_file: config.max_file,
+            min_free: config.min_free,
+            keep_partials: config.keep_partials,
+        }
+    }
+}
+
+/// One `--dir`. Its handle is opened once: whatever becomes of its name later, files go where it was.
 pub(crate) struct Store {
     root: Arc<Dir>,
+    /// As the user named it, for this side's log.
     path: PathBuf,
-    if_exists: IfExists,
-    max_file: u64,
-    min_free: u64,
-    fsync: bool,
-    umask: u32,
+    options: Options,
+    umask: Mode,
+    room: Arc<Room>,
+    anchors: Arc<Anchors>,
     committer: Committer,
 }
 
 impl Store {
-    /// Opens the directory.
+    /// Opens the directory, and removes what partials are too old in it.
     ///
     /// # Errors
-    /// [`Error::File`] when it is not there, no directory, or not writable.
-    pub(crate) fn open(path: &Path, config: &Config) -> Result<Store> {
-        let file_error =
-            |action, error: rustix::io::Errno| Error::File { action, path: path.to_owned(), source: error.into() };
-        let root = Dir::open(path).map_err(|error| file_error("open", error))?;
-        root.check_writable().map_err(|error| file_error("write to", error))?;
-        housekeeping::remove_old_partials(&root, config.keep_partials);
-        // The only way to learn the umask without /proc is to set it.
-        let umask = rustix::process::umask(Mode::from_raw_mode(0o077));
-        rustix::process::umask(umask);
+    /// [`Error::File`] when it is not there, no directory, or can't be written.
+    pub(crate) fn open(dir: &Path, options: Options) -> Result<Store, Error> {
+        let failed = |action| move |source: Errno| Error::File { action, path: dir.to_owned(), source: source.into() };
+        let root = Arc::new(Dir::open(dir).map_err(failed("open"))?);
+        root.check_writable().map_err(failed("write to"))?;
+        housekeeping::remove_old(&root, options.keep_partials);
+        let anchors = Arc::new(Anchors::default());
         Ok(Store {
-            root: Arc::new(root),
-            path: path.to_owned(),
-            if_exists: config.if_exists,
-            max_file: config.max_file,
-            min_free: config.min_free,
-            fsync: config.fsync,
-            umask: umask.as_raw_mode(),
-            committer: Committer::new(),
+            path: dir.to_owned(),
+            umask: umask(),
+            room: Arc::new(Room::new(options.min_free)),
+            committer: Committer::new(Arc::clone(&root), Arc::clone(&anchors), options.fsync),
+            root,
+            options,
+            anchors,
         })
     }
 
-    /// What can be said of an offer without touching a file.
-    pub(crate) fn admit(&self, meta: &Meta) -> std::result::Result<(), Failure> {
-        if meta.size > self.max_file {
-            return Err(Failure { refusal: Refusal::TooBig(self.max_file), cause: None });
+    /// What can be said of an offer before a file is made for it. A file whose like may be there already is let in though
+    /// the disk is full, so that a repeated command is harmless.
+    pub(crate) fn admit(&self, meta: &Meta) -> Result<(), Failure> {
+        if meta.size > self.options.max_file {
+            return Err(Refusal::TooBig(self.options.max_file).into());
         }
-        let free = self.root.free_bytes().map_err(|error| self.failure("look at the room of", error))?;
-        if meta.size.saturating_add(self.min_free) > free {
-            return Err(Failure { refusal: Refusal::NoRoom, cause: None });
+        if !self.same_size(meta)?.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        if self.refuses_name(meta)? {
+            return Err(Refusal::Exists.into());
+        }
+        let place = self.find(&meta.path)?;
+        let dir = place.as_ref().map_or(&self.root, |place| &place.dir);
+        let identity = Identity::of(meta);
+        let held_bytes = place.as_ref().map_or(0, |place| identity.bytes_on_disk(&place.dir));
+        self.make_room(dir, &identity, || self.room.fits(dir, meta.size.saturating_sub(held_bytes)))
     }
 
-    /// Regular files of the offered size under its name or a numbered one, in that order: their content may be equal.
-    pub(crate) fn same_size(&self, meta: &Meta) -> std::result::Result<Vec<Existing>, Failure> {
-        const CANDIDATES_MAX: usize = 16;
+    /// A small file's equal, by size and CRC, that is there already.
+    pub(crate) fn find_equal_small(&self, meta: &Meta) -> Result<Option<Existing>, Failure> {
+        let mut buffer = Vec::new();
+        let mut candidates = self.same_size(meta)?.into_iter().filter(|_| meta.is_small());
+        // One that can't be read is as good as different.
+        Ok(candidates.find(|existing| existing.crc(&mut buffer).is_ok_and(|crc| crc == meta.content_crc)))
+    }
+
+    /// Regular files of the offered size under its name or, where names are numbered, a numbered one: their content may be
+    /// equal. Each is opened when it is first read.
+    pub(crate) fn same_size(&self, meta: &Meta) -> Result<Vec<Existing>, Failure> {
         let mut found = Vec::new();
-        let Some(dir) = self.find_directory(&meta.path)? else { return Ok(found) };
-        for name in numbered_names(meta.path.file_name()) {
-            if !dir.has(&name).map_err(|error| self.failure("look at", error))? {
-                break;
+        let Some(place) = self.find(&meta.path)? else { return Ok(found) };
+        let place = Arc::new(place);
+        for name in names_for(meta.path.file_name(), self.options.if_exists) {
+            let entry =
+                place.dir.entry(name.as_os_str()).map_err(|error| self.failure("look at", &meta.path, error))?;
+            let Some(entry) = entry else { break };
+            if entry.kind == Kind::File && entry.size == meta.size {
+                let path = meta.path.with_file_name(name);
+                let label = self.label(&path);
+                found.push(Existing::new(Arc::clone(&place), path, &entry, label));
             }
-            let existing = Existing::open(Arc::clone(&dir), meta.path.with_file_name(name), meta.size);
-            found.extend(existing.map_err(|error| self.failure("open", error))?);
-            if found.len() == CANDIDATES_MAX {
+            if found.len() == SAME_SIZE_FILES_MAX {
                 break;
             }
         }
         Ok(found)
     }
 
-    /// Whether the name is taken and may not be replaced or numbered.
-    pub(crate) fn refuses_name(&self, meta: &Meta) -> std::result::Result<bool, Failure> {
-        if self.if_exists != IfExists::Refuse {
+    /// Whether the name is taken by what may neither be replaced nor numbered; for a caller that has found no equal.
+    pub(crate) fn refuses_name(&self, meta: &Meta) -> Result<bool, Failure> {
+        if self.options.if_exists == IfExists::Rename {
             return Ok(false);
         }
-        let Some(dir) = self.find_directory(&meta.path)? else { return Ok(false) };
-        dir.has(meta.path.file_name()).map_err(|error| self.failure("look at", error))
+        let Some(place) = self.find(&meta.path)? else { return Ok(false) };
+        let entry = place.dir.entry(meta.path.file_name().as_os_str());
+        let entry = entry.map_err(|error| self.failure("look at", &meta.path, error))?;
+        // What is put in the place of a directory would take everything in it.
+        let may_replace = |kind| self.options.if_exists == IfExists::Replace && kind != Kind::Directory;
+        Ok(entry.is_some_and(|entry| !may_replace(entry.kind)))
     }
 
-    /// The partial of this file that nobody uses, or a new one, in a directory that is made where it is missing.
-    pub(crate) fn open_partial(&self, meta: &Meta) -> std::result::Result<Partial, Failure> {
-        let mut dir = Arc::clone(&self.root);
-        let mut made_in = Vec::new();
-        for name in meta.path.directories() {
-            let (inner, made) = dir.make(name).map_err(|error| self.failure("make a directory in", error))?;
-            if made {
-                made_in.push(Arc::clone(&dir));
-            }
-            dir = Arc::new(inner);
+    /// The partial of this file that nobody uses, or a new one, in a directory that is made where it is missing. Its room is
+    /// reserved until it is committed or dropped.
+    pub(crate) fn open_partial(&self, meta: &Meta) -> Result<Partial, Failure> {
+        if self.refuses_name(meta)? {
+            return Err(Refusal::Exists.into());
         }
-        Partial::open(dir, made_in, meta, self.fsync).map_err(|error| self.failure("create a file in", error))
+        let place = Place::make(&self.root, meta.path.directories(), &self.anchors)
+            .map_err(|error| self.failure("make a directory for", &meta.path, error))?;
+        let identity = Identity::of(meta);
+        let mut partial = Partial::open(place, meta, &identity, &self.room, self.label(&meta.path), self.options.fsync)
+            .map_err(|error| self.failure("make a file for", &meta.path, error))?;
+        let dir = Arc::clone(partial.dir());
+        self.make_room(&dir, &identity, || partial.reserve())?;
+        Ok(partial)
     }
 
-    /// Gives a complete file its name; see [`commit`].
+    /// Gives a complete file its name, as [`commit`] says, then calls `done`, whatever happens.
     pub(crate) fn commit(&self, partial: Partial, meta: Meta, done: Done) {
-        let mode = meta.mode & 0o777 & !self.umask;
-        let if_exists = self.if_exists;
-        self.committer.push(Commit::Partial { partial, meta, mode, if_exists, fsync: self.fsync, done });
+        let mode = Mode::from_raw_mode(meta.mode & 0o777 & !self.umask.as_raw_mode());
+        let if_exists = self.options.if_exists;
+        self.committer.push(Job::commit(partial, meta, mode, if_exists, Answer::new(done)));
     }
 
-    /// Syncs a file that was there.
+    /// Syncs a file that was there, its name and its directories, then calls `done`, whatever happens.
     pub(crate) fn confirm(&self, existing: Existing, done: Done) {
-        self.committer.push(Commit::Existing { existing, fsync: self.fsync, done });
+        self.committer.push(Job::confirm(existing, Answer::new(done)));
     }
 
-    fn find_directory(&self, path: &SafePath) -> std::result::Result<Option<Arc<Dir>>, Failure> {
-        let mut dir = Arc::clone(&self.root);
-        for name in path.directories() {
-            match dir.enter(name) {
-                Ok(inner) => dir = Arc::new(inner),
-                Err(rustix::io::Errno::NOENT) => return Ok(None),
-                Err(error) => return Err(self.failure("enter a directory of", error)),
+    /// Where a path's directory is; `None` when it is not there.
+    fn find(&self, path: &SafePath) -> Result<Option<Place>, Failure> {
+        Place::find(&self.root, path.directories(), &self.anchors)
+            .map_err(|error| self.failure("enter the directory of", path, error))
+    }
+
+    /// Asks `fits` again after the oldest partial went, until it says yes or none is left to go.
+    fn make_room(&self, dir: &Dir, identity: &Identity, mut fits: impl FnMut() -> bool) -> Result<(), Failure> {
+        if fits() {
+            return Ok(());
+        }
+        for dir in [&self.root, dir] {
+            while housekeeping::remove_oldest(dir, identity) {
+                if fits() {
+                    return Ok(());
+                }
             }
         }
-        Ok(Some(dir))
+        Err(Refusal::NoRoom.into())
     }
 
-    fn failure(&self, action: &'static str, error: rustix::io::Errno) -> Failure {
-        Failure::new(action, &self.path, error)
+    fn failure(&self, action: &'static str, path: &SafePath, error: Errno) -> Failure {
+        Failure::new(action, self.label(path), error)
     }
-}
 
-impl Failure {
-    /// The one table from the system's errors to what the peer is told.
-    fn new(action: &'static str, path: &Path, error: rustix::io::Errno) -> Failure {
-        use rustix::io::Errno;
-        let refusal = match error {
-            Errno::NOSPC | Errno::DQUOT => Refusal::NoRoom,
-            Errno::FBIG => Refusal::TooBig(0),
-            Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::NOTDIR | Errno::LOOP | Errno::ISDIR | Errno::NOENT => {
-                Refusal::NotWritable
-            }
-            Errno::NAMETOOLONG => Refusal::BadName,
-            _ => Refusal::Failed,
-        };
-        Failure { refusal, cause: Some(Error::File { action, path: path.to_owned(), source: error.into() }) }
+    /// A path as this side's log shows it.
+    fn label(&self, path: &SafePath) -> PathBuf {
+        self.path.join(naming::relative(path))
     }
 }
 
-/// The name, and what stands for it when it is taken.
-fn numbered_names(name: &SafeName) -> impl Iterator<Item = SafeName> + '_ {
-    std::iter::once(name.clone()).chain((1..NUMBERED_NAMES_MAX).map(|number| name.numbered(number)))
+/// Without /proc the only way to learn the umask is to set it: once, as two at a time would see each other's.
+fn umask() -> Mode {
+    static UMASK: OnceLock<Mode> = OnceLock::new();
+    *UMASK.get_or_init(|| {
+        let umask = rustix::process::umask(Mode::RWXG | Mode::RWXO);
+        rustix::process::umask(umask);
+        umask
+    })
 }
-
-#[cfg(test)]
-mod tests;

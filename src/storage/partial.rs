@@ -1,209 +1,383 @@
-//! A file on its way in: `.postwire-<identity>-<n>.part` in the directory where it will get its name.
+//! A file on its way in, under a name that nobody takes for a file: `.postwire-<identity>-<n>.part`.
 //!
-//! The identity only finds it: what is in it counts once it was compared. While a partial is used it is locked, and one that
-//! somebody else uses is passed over.
+//! The identity only *finds* a partial; whether its bytes are right is for the blocks' CRCs to say (PROTOCOL 6.5). Whoever
+//! uses one holds its lock. It refuses what is not certainly our own file: links, others' files, files with a second name.
 
+use std::ffi::OsStr;
 use std::fs::File;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use rustix::fs::{fallocate, fdatasync, flock, FallocateFlags, FlockOperation, OFlags};
-use rustix::io::{Errno, Result};
+use rustix::fs::{fallocate, fdatasync, flock, fsync, ftruncate, FallocateFlags, FlockOperation, OFlags};
+use rustix::io::{pwrite, retry_on_intr, Errno, Result};
 
-use super::dir::Dir;
-use super::existing::block_crc;
-use super::{Failure, Meta};
-use crate::config::{block_bytes, BLOCK_BYTES_LEAST, FALLOCATE_BYTES, SYNC_BYTES};
+use super::block::block_crc;
+use super::dir::{Dir, Entry, Kind, Place};
+use super::failure::{errno_of, is_not_offered, Failure};
+use super::room::{Reservation, Room};
+use super::Meta;
+use crate::config::{block_bytes, FALLOCATE_BYTES, PARTIALS_OF_A_FILE_MAX, SYNC_BYTES};
 use crate::name::{PARTIAL_PREFIX, PARTIAL_SUFFIX};
 use crate::worker::{spawn, Lock};
 
-/// An open, locked partial. Dropped without a commit it is kept where that saves sending a block again, else removed.
+/// See the module. Written by one thread and read by another at once; dropped without a commit, it is kept for a later run if
+/// that could use it.
 pub(crate) struct Partial {
-    pub(super) file: Arc<File>,
-    pub(super) dir: Arc<Dir>,
-    /// Directories in which a directory was made for this file: to be synced.
-    pub(super) made_in: Vec<Arc<Dir>>,
-    pub(super) name: String,
+    held: Arc<Held>,
+    place: Place,
+    room: Arc<Room>,
+    reservation: Option<Reservation>,
     size: u64,
     have: u64,
+    is_small: bool,
     fsync: bool,
-    state: Arc<Mutex<State>>,
+    ahead: Mutex<Ahead>,
+    has_real_name: AtomicBool,
+    /// As this side's log shows it.
+    label: PathBuf,
 }
 
-#[derive(Default)]
-struct State {
-    written: u64,
-    /// Written when the last sync began.
-    sync_began_at: u64,
-    syncing: bool,
-    /// PROTOCOL 7.3: after a failed sync nothing of it is kept.
-    sync_failed: bool,
-    allocated: u64,
-    /// It has another name now.
-    committed: bool,
+/// What the thread that syncs shares.
+struct Held {
+    file: File,
+    dir: Arc<Dir>,
+    name: String,
+    /// Held while syncing: a failed sync is told to one caller only, and the next must not believe its own.
+    sync_turn: Mutex<()>,
+    is_syncing: AtomicBool,
+    /// Nothing of it is to be kept.
+    is_lost: AtomicBool,
+}
+
+/// How far the file system has got.
+struct Ahead {
+    /// Room is taken up to here.
+    taken_end: u64,
+    takes_room: bool,
+    unsynced_bytes: u64,
 }
 
 impl Partial {
-    /// Finds or makes one.
-    pub(super) fn open(dir: Arc<Dir>, made_in: Vec<Arc<Dir>>, meta: &Meta, fsync: bool) -> Result<Partial> {
-        const HELD_MAX: u32 = 1000;
-        let identity = identity(meta);
-        for number in 0..HELD_MAX {
-            let name = format!("{PARTIAL_PREFIX}{identity}-{number}{PARTIAL_SUFFIX}");
-            let Some((file, have)) = open_one(&dir, &name, meta.size)? else { continue };
-            let state = State { written: have, sync_began_at: have, allocated: have, ..State::default() };
-            let (file, state) = (Arc::new(file), Arc::new(Mutex::new(state)));
-            return Ok(Partial { file, dir, made_in, name, size: meta.size, have, fsync, state });
+    /// Finds one that nobody uses, or makes one.
+    pub(super) fn open(
+        place: Place,
+        meta: &Meta,
+        identity: &Identity,
+        room: &Arc<Room>,
+        label: PathBuf,
+        fsync: bool,
+    ) -> Result<Partial> {
+        for number in 0..PARTIALS_OF_A_FILE_MAX {
+            let name = identity.partial_name(number);
+            let Some((file, have)) = open_one(&place.dir, name.as_ref(), meta)? else { continue };
+            let held = Held {
+                file,
+                dir: Arc::clone(&place.dir),
+                name,
+                sync_turn: Mutex::new(()),
+                is_syncing: AtomicBool::new(false),
+                is_lost: AtomicBool::new(false),
+            };
+            return Ok(Partial {
+                held: Arc::new(held),
+                place,
+                room: Arc::clone(room),
+                reservation: None,
+                size: meta.size,
+                have,
+                is_small: meta.is_small(),
+                fsync,
+                ahead: Mutex::new(Ahead { taken_end: have, takes_room: !meta.is_small(), unsynced_bytes: 0 }),
+                has_real_name: AtomicBool::new(false),
+                label,
+            });
         }
         Err(Errno::EXIST)
     }
 
-    /// Bytes that it held when it was opened: whole blocks, or all. Not verified.
+    /// Reserves the room that it will still take; `false` when that is not there.
+    pub(super) fn reserve(&mut self) -> bool {
+        let disk_bytes = Entry::of(&self.held.file).map_or(0, |entry| entry.disk_bytes);
+        self.reservation = Room::reserve(&self.room, &self.place.dir, self.size.saturating_sub(disk_bytes));
+        self.reservation.is_some()
+    }
+
+    /// Bytes that it held when it was opened, unverified: whole blocks or all, and 0 for a small file (PROTOCOL 5.5).
     pub(crate) fn have(&self) -> u64 {
         self.have
     }
 
-    /// Writes a verified part.
+    /// Writes a part. Once this failed for the sync of an earlier part, it and the commit always do.
     pub(crate) fn write_at(&self, offset: u64, data: &[u8]) -> std::result::Result<(), Failure> {
         let length = u64::try_from(data.len()).unwrap_or(u64::MAX);
-        let end = offset.saturating_add(length);
-        if self.state.take().sync_failed {
-            return Err(self.failure("sync", Errno::IO));
+        let end = offset.checked_add(length).filter(|&end| end <= self.size);
+        let Some(end) = end else { return Err(self.failure("write past the end of", Errno::INVAL, offset)) };
+        if self.is_lost() {
+            return Err(self.failure("sync", Errno::IO, offset));
         }
         self.take_room(end)?;
-        self.file
-            .write_all_at(data, offset)
-            .map_err(|error| self.failure("write", Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
-        let begin_sync = {
-            let mut state = self.state.take();
-            state.written += length;
-            let due = self.fsync && !state.syncing && state.written - state.sync_began_at >= SYNC_BYTES;
-            if due {
-                state.syncing = true;
-                state.sync_began_at = state.written;
-            }
-            due
-        };
-        if begin_sync {
+        self.write_all(offset, data)?;
+        if self.fsync && self.sync_is_due(length) {
             self.sync_beside();
         }
         Ok(())
     }
 
-    /// The CRC of one block; `None` when it can't be read, which is like being different.
-    pub(crate) fn block_crc(&self, index: u64, buffer: &mut Vec<u8>) -> Option<u32> {
-        block_crc(&self.file, self.size, index, buffer).ok()
+    /// The CRC of one block; `buffer` is scratch.
+    pub(crate) fn block_crc(&self, index: u64, buffer: &mut Vec<u8>) -> std::result::Result<u32, Failure> {
+        block_crc(&self.held.file, self.size, index, buffer)
+            .map_err(|error| self.failure("read", errno_of(&error), self.size))
     }
 
-    /// Syncs the data; whoever fails here keeps nothing of it.
-    pub(super) fn sync(&self) -> Result<()> {
-        if self.state.take().sync_failed {
-            return Err(Errno::IO);
-        }
-        let result = rustix::fs::fsync(&self.file);
-        if result.is_err() {
-            self.sync_failed();
-        }
-        result
-    }
-
-    /// PROTOCOL 6.8: what is in it is wrong, and is not kept.
+    /// PROTOCOL 6.8: its content is wrong as a whole, so nothing of it is kept.
     pub(crate) fn discard(&self) {
-        self.sync_failed();
+        self.held.is_lost.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn sync_failed(&self) {
-        self.state.take().sync_failed = true;
+    pub(super) fn file(&self) -> &File {
+        &self.held.file
     }
 
-    /// It has another name now.
-    pub(super) fn committed(&self) {
-        self.state.take().committed = true;
+    pub(super) fn name(&self) -> &OsStr {
+        self.held.name.as_ref()
     }
 
-    /// Room is taken ahead of the data, so that a full disk is met early, and not all at once, which takes long.
+    pub(super) fn dir(&self) -> &Arc<Dir> {
+        &self.place.dir
+    }
+
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// As this side's log shows it.
+    pub(super) fn label(&self) -> &PathBuf {
+        &self.label
+    }
+
+    /// Whether nothing of it may be kept.
+    pub(super) fn is_lost(&self) -> bool {
+        self.held.is_lost.load(Ordering::Relaxed)
+    }
+
+    /// Syncs content and inode; `false` where that is not offered.
+    pub(super) fn sync(&self) -> Result<bool> {
+        self.held.sync(|file| fsync(file))
+    }
+
+    /// It has its real name now, so dropping it leaves that alone.
+    pub(super) fn named(&self) {
+        self.has_real_name.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes room ahead of the data, so that a full disk is met early; not all at once, which costs 0.1 s a GiB.
     fn take_room(&self, end: u64) -> std::result::Result<(), Failure> {
-        let from = {
-            let mut state = self.state.take();
-            if self.size <= BLOCK_BYTES_LEAST || end <= state.allocated {
+        let (from, until, takes_room) = {
+            let mut ahead = self.ahead.take();
+            if end <= ahead.taken_end {
                 return Ok(());
             }
-            let from = state.allocated;
-            state.allocated = self.size.min(end.saturating_add(FALLOCATE_BYTES));
-            from
+            let until = if ahead.takes_room { self.size.min(end.saturating_add(FALLOCATE_BYTES)) } else { end };
+            (std::mem::replace(&mut ahead.taken_end, until), until, ahead.takes_room)
         };
-        let length = self.size.min(end.saturating_add(FALLOCATE_BYTES)) - from;
-        match fallocate(&self.file, FallocateFlags::KEEP_SIZE, from, length) {
-            Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => Err(self.failure("take room for", error)),
-            // Elsewhere it is not offered, or the write will tell better.
-            _ => Ok(()),
+        if takes_room {
+            let taken = retry_on_intr(|| fallocate(&self.held.file, FallocateFlags::KEEP_SIZE, from, until - from));
+            match taken {
+                Ok(()) => {}
+                Err(error @ (Errno::NOSPC | Errno::DQUOT)) => return Err(self.failure("take room for", error, from)),
+                // Not offered here, or the write itself will say it better.
+                Err(_) => self.ahead.take().takes_room = false,
+            }
         }
+        if let Some(reservation) = &self.reservation {
+            reservation.shrink_to(self.size - until);
+        }
+        Ok(())
     }
 
-    /// Every 64 MiB the data so far is synced by a thread of its own, so that the last sync is short.
+    fn write_all(&self, mut offset: u64, mut data: &[u8]) -> std::result::Result<(), Failure> {
+        while !data.is_empty() {
+            match retry_on_intr(|| pwrite(&self.held.file, data, offset)) {
+                Ok(0) => return Err(self.failure("write", Errno::IO, offset)),
+                Ok(count) => {
+                    data = data.get(count..).unwrap_or_default();
+                    offset += u64::try_from(count).unwrap_or(0);
+                }
+                Err(error) => return Err(self.failure("write", error, offset)),
+            }
+        }
+        Ok(())
+    }
+
+    fn sync_is_due(&self, written_bytes: u64) -> bool {
+        let mut ahead = self.ahead.take();
+        ahead.unsynced_bytes += written_bytes;
+        let due = ahead.unsynced_bytes >= SYNC_BYTES && !self.held.is_syncing.swap(true, Ordering::Relaxed);
+        if due {
+            ahead.unsynced_bytes = 0;
+        }
+        due
+    }
+
+    /// Syncs what is there so far beside what still comes.
     fn sync_beside(&self) {
-        let (file, state) = (Arc::clone(&self.file), Arc::clone(&self.state));
+        let held = Arc::clone(&self.held);
         let sync = move || {
-            let failed = fdatasync(&file).is_err();
-            let mut state = state.take();
-            state.syncing = false;
-            state.sync_failed |= failed;
+            if held.sync(|file| fdatasync(file)).is_err() {
+                // The partial may have been dropped since, and found again by another transfer.
+                held.unlink();
+            }
+            held.is_syncing.store(false, Ordering::Relaxed);
         };
         if spawn("sync", sync).is_err() {
-            // The last sync does it all.
-            self.state.take().syncing = false;
+            // Without a thread the last sync does it all.
+            self.held.is_syncing.store(false, Ordering::Relaxed);
         }
     }
 
-    fn failure(&self, action: &'static str, error: Errno) -> Failure {
-        Failure::new(action, self.name.as_ref(), error)
+    /// Whether a later run could use what is there.
+    fn is_worth_keeping(&self) -> bool {
+        let holds_a_block = Entry::of(&self.held.file).is_ok_and(|entry| entry.size >= block_bytes(self.size));
+        !self.is_small && !self.is_lost() && holds_a_block
+    }
+
+    fn failure(&self, action: &'static str, error: Errno, reached_bytes: u64) -> Failure {
+        Failure::at(action, self.label.clone(), error, reached_bytes)
     }
 }
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        let state = self.state.take();
-        let holds_a_block = self.file.metadata().is_ok_and(|meta| meta.size() >= block_bytes(self.size));
-        if !state.committed && (state.sync_failed || !holds_a_block) {
-            // What can't be removed is found by the next offer.
-            let _ = self.dir.unlink(&self.name);
+        if !self.has_real_name.load(Ordering::Relaxed) && !self.is_worth_keeping() {
+            self.held.unlink();
+        }
+        // A thread that still syncs has the file open, and would keep it from the next who wants to go on with it.
+        let _ = flock(&self.held.file, FlockOperation::Unlock);
+    }
+}
+
+impl Held {
+    /// PROTOCOL 7.3: after a failed sync the page cache lies, so there is no second try and nothing is kept.
+    fn sync(&self, sync: impl Fn(&File) -> Result<()>) -> Result<bool> {
+        let _turn = self.sync_turn.take();
+        if self.is_lost.load(Ordering::Relaxed) {
+            return Err(Errno::IO);
+        }
+        match retry_on_intr(|| sync(&self.file)) {
+            Ok(()) => Ok(true),
+            Err(error) if is_not_offered(error) => Ok(false),
+            Err(error) => {
+                self.is_lost.store(true, Ordering::Relaxed);
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes the partial's name while it still is this file's. What can't be removed is found by the next offer, or by
+    /// housekeeping.
+    fn unlink(&self) {
+        if is_named(&self.dir, self.name.as_ref(), &self.file) {
+            let _ = self.dir.unlink(self.name.as_ref());
         }
     }
 }
 
-/// Opens one name: a free partial of ours with what it holds, a new one, or `None` when it must be passed over.
-fn open_one(dir: &Dir, name: &str, size: u64) -> Result<Option<(File, u64)>> {
-    let fd = match dir.open_file(name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL, 0o600) {
-        Err(Errno::EXIST) => match dir.open_file(name, OFlags::RDWR, 0) {
-            Err(Errno::NOENT | Errno::LOOP | Errno::ACCESS | Errno::NXIO | Errno::ISDIR) => return Ok(None),
-            result => result?,
-        },
-        result => result?,
-    };
-    match flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-        // Somebody uses it. Where locks are not offered, nobody else can hold one either.
-        Err(Errno::WOULDBLOCK) => return Ok(None),
-        Ok(()) | Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOLCK) => {}
-        Err(error) => return Err(error),
+/// What a partial is found by: a function of path, size and mtime.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Identity(String);
+
+impl Identity {
+    pub(super) fn of(meta: &Meta) -> Identity {
+        let path = crc32fast::hash(&meta.path.to_bytes());
+        let mut version = crc32fast::Hasher::new();
+        version.update(&path.to_be_bytes());
+        version.update(&meta.size.to_be_bytes());
+        version.update(&meta.mtime.seconds.to_be_bytes());
+        version.update(&meta.mtime.nanoseconds.to_be_bytes());
+        Identity(format!("{path:08x}{:08x}", version.finalize()))
     }
-    let file = File::from(fd);
-    let Ok(meta) = file.metadata() else { return Ok(None) };
-    let same = dir.identify(name) == Ok((meta.dev(), meta.ino()));
-    let ours = meta.is_file() && meta.nlink() == 1 && meta.uid() == rustix::process::geteuid().as_raw();
-    if !same || !ours || meta.size() > size {
-        return Ok(None);
+
+    pub(super) fn partial_name(&self, number: u32) -> String {
+        format!("{PARTIAL_PREFIX}{}-{number}{PARTIAL_SUFFIX}", self.0)
     }
-    let block = block_bytes(size);
-    let have = if meta.size() == size { size } else { meta.size() - meta.size() % block };
-    Ok(Some((file, have)))
+
+    /// The identity in a partial's name; `None` for a name that we never make.
+    pub(super) fn in_name(name: &[u8]) -> Option<Identity> {
+        let inner = std::str::from_utf8(name).ok()?.strip_prefix(PARTIAL_PREFIX)?.strip_suffix(PARTIAL_SUFFIX)?;
+        let (identity, number) = inner.split_once('-')?;
+        let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        let fits = identity.len() == 16 && identity.bytes().all(is_hex) && number.parse::<u32>().is_ok();
+        fits.then(|| Identity(identity.to_owned()))
+    }
+
+    /// What the first partial of this identity takes on the disk already.
+    pub(super) fn bytes_on_disk(&self, dir: &Dir) -> u64 {
+        let entry = dir.entry(self.partial_name(0).as_ref()).ok().flatten();
+        entry.filter(|entry| entry.kind == Kind::File).map_or(0, |entry| entry.disk_bytes)
+    }
 }
 
-/// 16 hexadecimal digits of path, size and mtime.
-fn identity(meta: &Meta) -> String {
-    let path = crc32fast::hash(&meta.path.to_bytes());
-    let mut hasher = crc32fast::Hasher::new_with_initial(path);
-    hasher.update(&meta.size.to_be_bytes());
-    hasher.update(&meta.mtime.seconds.to_be_bytes());
-    hasher.update(&meta.mtime.nanoseconds.to_be_bytes());
-    format!("{path:08x}{:08x}", hasher.finalize())
+/// Opens and locks one name: a partial of ours that nobody uses, with the bytes it holds, or a new one. `None` when the next
+/// number is to be tried.
+fn open_one(dir: &Dir, name: &OsStr, meta: &Meta) -> Result<Option<(File, u64)>> {
+    match dir.open_file(name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL) {
+        Err(Errno::EXIST) => {}
+        Err(error) => return Err(error),
+        Ok(file) => {
+            let file = File::from(file);
+            return match lock(&file)? {
+                // Housekeeping was faster than we, or another who wants the same.
+                Lockable::Busy => Ok(None),
+                _ => Ok(is_named(dir, name, &file).then_some((file, 0))),
+            };
+        }
+    }
+    let Some((file, entry)) = lock_unused(dir, name)? else { return Ok(None) };
+    if meta.is_small() || entry.size > meta.size {
+        ftruncate(&file, 0)?;
+        return Ok(Some((file, 0)));
+    }
+    let part_of_block = if entry.size == meta.size { 0 } else { entry.size % block_bytes(meta.size) };
+    Ok(Some((file, entry.size - part_of_block)))
+}
+
+/// Opens and locks a partial that is there; `None` unless it certainly is ours and nobody uses it.
+pub(super) fn lock_unused(dir: &Dir, name: &OsStr) -> Result<Option<(File, Entry)>> {
+    let file = match dir.open_file(name, OFlags::RDWR) {
+        Ok(file) => File::from(file),
+        // A link, a directory, a socket, a program that runs, another's file, or gone since.
+        Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO | Errno::NODEV | Errno::TXTBSY) => return Ok(None),
+        Err(Errno::ACCESS | Errno::PERM | Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    // Where locks are not offered nobody can tell whether it is in use.
+    if lock(&file)? != Lockable::Locked || !is_named(dir, name, &file) {
+        return Ok(None);
+    }
+    let entry = Entry::of(&file)?;
+    let is_ours = entry.kind == Kind::File && entry.is_ours && entry.links == 1;
+    Ok(is_ours.then_some((file, entry)))
+}
+
+#[derive(PartialEq, Eq)]
+enum Lockable {
+    Locked,
+    Busy,
+    NotOffered,
+}
+
+fn lock(file: &File) -> Result<Lockable> {
+    match retry_on_intr(|| flock(file, FlockOperation::NonBlockingLockExclusive)) {
+        Ok(()) => Ok(Lockable::Locked),
+        Err(Errno::WOULDBLOCK) => Ok(Lockable::Busy),
+        Err(error) if is_not_offered(error) || error == Errno::NOLCK => Ok(Lockable::NotOffered),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the name still is this file's: between opening and locking it may have been committed or removed.
+fn is_named(dir: &Dir, name: &OsStr, file: &File) -> bool {
+    let (Ok(Some(named)), Ok(open)) = (dir.entry(name), Entry::of(file)) else { return false };
+    named.id == open.id
 }

@@ -1,17 +1,18 @@
-//! A file that is to be sent.
+//! A file on its way out. It is only read, at any place and by any thread, and what it was when it was opened is what is sent.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use super::existing::block_crc;
+use super::block::block_crc;
 use super::Time;
 use crate::error::{Error, Result};
 
-/// An open source, and what it was when it was opened.
+/// See the module.
+#[derive(Debug)]
 pub(crate) struct Source {
     file: File,
     path: PathBuf,
@@ -21,76 +22,149 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// Opens a regular file; links are followed, since the user named it.
+    /// Opens a regular file. A link is followed, since it is this side's user who named it.
     ///
     /// # Errors
-    /// [`Error::File`].
+    /// [`Error::File`] where it can't be opened or is no regular file.
     pub(crate) fn open(path: &Path) -> Result<Source> {
-        let error = |action| move |source| Error::File { action, path: path.to_owned(), source };
-        // A FIFO must not make us wait for its other end.
-        let nonblocking = i32::try_from((OFlags::NONBLOCK | OFlags::NOCTTY).bits()).unwrap_or_default();
-        let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path).map_err(error("open"))?;
-        let meta = file.metadata().map_err(error("open"))?;
-        if !meta.is_file() {
-            let what = if meta.is_dir() { "it is a directory" } else { "it is not a regular file" };
-            return Err(error("send")(io::Error::new(io::ErrorKind::InvalidInput, what)));
+        let failed = |action| move |source| Error::File { action, path: path.to_owned(), source };
+        // A FIFO would wait for its other end.
+        let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits();
+        let flags = i32::try_from(flags).unwrap_or_default();
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed("open"))?;
+        let metadata = file.metadata().map_err(failed("look at"))?;
+        if !metadata.is_file() {
+            let kind = if metadata.is_dir() { io::ErrorKind::IsADirectory } else { io::ErrorKind::Unsupported };
+            let what = if metadata.is_dir() { "it is a directory" } else { "it is not a regular file" };
+            return Err(failed("send")(io::Error::new(kind, what)));
         }
-        let mtime = time_of(&meta);
-        Ok(Source { file, path: path.to_owned(), size: meta.size(), mtime, mode: meta.mode() & 0o7777 })
+        let mtime = mtime_of(&metadata);
+        Ok(Source { file, path: path.to_owned(), size: metadata.size(), mtime, mode: metadata.mode() & 0o7777 })
     }
 
-    /// Bytes.
+    /// Opens again, by its size and mtime, what was offered: a sender with many offers keeps no handle for each.
+    ///
+    /// # Errors
+    /// As [`Source::open`] and [`Source::check`].
+    pub(crate) fn reopen(path: &Path, size: u64, mtime: Time) -> Result<Source> {
+        let source = Source { size, mtime, ..Source::open(path)? };
+        source.check()?;
+        Ok(source)
+    }
+
+    /// Bytes, when it was opened.
     pub(crate) fn size(&self) -> u64 {
         self.size
     }
 
-    /// When it was last changed.
+    /// When it had last been changed when it was opened.
     pub(crate) fn mtime(&self) -> Time {
         self.mtime
     }
 
-    /// Permission bits.
+    /// Permission bits, 07777.
     pub(crate) fn mode(&self) -> u32 {
         self.mode
     }
 
-    /// Reads exactly this range.
+    /// Fills `buffer` from `offset`.
     ///
     /// # Errors
-    /// [`Error::SourceChanged`] where the file is shorter by now.
+    /// [`Error::SourceChanged`] where the file is shorter by now; [`Error::File`].
     pub(crate) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        self.file.read_exact_at(buffer, offset).map_err(|error| self.read_error(error))
+        self.file.read_exact_at(buffer, offset).map_err(|error| self.failed("read", error))
     }
 
-    /// The CRC of one block of the size that it had when it was opened.
+    /// The CRC of one block (PROTOCOL 5.3); `buffer` is scratch.
     ///
     /// # Errors
     /// As [`Source::read_at`].
-    pub(crate) fn block_crc(&self, index: u64, size: u64, buffer: &mut Vec<u8>) -> Result<u32> {
-        block_crc(&self.file, size, index, buffer).map_err(|error| self.read_error(error))
+    pub(crate) fn block_crc(&self, index: u64, buffer: &mut Vec<u8>) -> Result<u32> {
+        block_crc(&self.file, self.size, index, buffer).map_err(|error| self.failed("read", error))
     }
 
-    /// Whether the file only grew since it had `size` and `mtime`.
+    /// Whether it grew since it was opened: what was offered is there all the same.
     ///
     /// # Errors
-    /// [`Error::SourceChanged`] when it is shorter, or as long with another mtime.
-    pub(crate) fn check(&self, size: u64, mtime: Time) -> Result<bool> {
-        let meta = self.file.metadata().map_err(|error| self.read_error(error))?;
-        match meta.size() {
-            now if now > size => Ok(true),
-            now if now == size && time_of(&meta) == mtime => Ok(false),
-            _ => Err(Error::SourceChanged { path: self.path.clone() }),
+    /// [`Error::SourceChanged`] when it is shorter, or as long with another mtime; [`Error::File`].
+    pub(crate) fn check(&self) -> Result<bool> {
+        let metadata = self.file.metadata().map_err(|error| self.failed("look at", error))?;
+        if metadata.size() > self.size {
+            return Ok(true);
         }
+        if metadata.size() == self.size && mtime_of(&metadata) == self.mtime {
+            return Ok(false);
+        }
+        Err(Error::SourceChanged { path: self.path.clone() })
     }
 
-    fn read_error(&self, source: io::Error) -> Error {
-        match source.kind() {
-            io::ErrorKind::UnexpectedEof => Error::SourceChanged { path: self.path.clone() },
-            _ => Error::File { action: "read", path: self.path.clone(), source },
+    fn failed(&self, action: &'static str, source: io::Error) -> Error {
+        if source.kind() == io::ErrorKind::UnexpectedEof {
+            return Error::SourceChanged { path: self.path.clone() };
         }
+        Error::File { action, path: self.path.clone(), source }
     }
 }
 
-fn time_of(meta: &std::fs::Metadata) -> Time {
-    Time { seconds: meta.mtime(), nanoseconds: u32::try_from(meta.mtime_nsec()).unwrap_or_default() }
+fn mtime_of(metadata: &Metadata) -> Time {
+    Time { seconds: metadata.mtime(), nanoseconds: u32::try_from(metadata.mtime_nsec()).unwrap_or(0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::io::Write;
+    use std::time::{Duration, SystemTime};
+
+    fn source(content: &[u8]) -> (tempfile::TempDir, PathBuf, Source) {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("source");
+        fs::write(&path, content).unwrap();
+        let source = Source::open(&path).unwrap();
+        (root, path, source)
+    }
+
+    #[test]
+    fn a_source_that_only_grew_is_what_was_offered() {
+        let (_root, path, source) = source(b"abc");
+        assert!(!source.check().unwrap());
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"def").unwrap();
+        assert!(source.check().unwrap());
+        let mut buffer = Vec::new();
+        assert_eq!(source.block_crc(0, &mut buffer).unwrap(), crc32fast::hash(b"abc"));
+        let again = Source::reopen(&path, source.size(), source.mtime()).unwrap();
+        assert_eq!(again.block_crc(0, &mut buffer).unwrap(), crc32fast::hash(b"abc"));
+        assert!(matches!(Source::reopen(&path, 7, source.mtime()), Err(Error::SourceChanged { .. })));
+    }
+
+    #[test]
+    fn a_source_that_is_shorter_changed() {
+        let (_root, path, source) = source(b"abc");
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(2).unwrap();
+        let mut buffer = [0; 3];
+        assert!(matches!(source.read_at(0, &mut buffer), Err(Error::SourceChanged { .. })));
+        assert!(matches!(source.check(), Err(Error::SourceChanged { .. })));
+    }
+
+    #[test]
+    fn a_source_as_long_with_another_time_changed() {
+        let (_root, path, source) = source(b"abc");
+        let later = SystemTime::now() + Duration::from_secs(10);
+        OpenOptions::new().write(true).open(&path).unwrap().set_modified(later).unwrap();
+        assert!(matches!(source.check(), Err(Error::SourceChanged { .. })));
+    }
+
+    #[test]
+    fn a_link_is_followed_and_what_is_no_file_is_refused_at_once() {
+        let (root, path, _) = source(b"abc");
+        let link = root.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert_eq!(Source::open(&link).unwrap().size(), 3);
+        let fifo = root.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+        for path in [root.path(), &fifo, Path::new("/dev/null"), Path::new("/nowhere")] {
+            assert!(matches!(Source::open(path), Err(Error::File { .. })), "{path:?}");
+        }
+    }
 }

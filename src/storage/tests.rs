@@ -1,241 +1,398 @@
-//! On a real file system: names, order, what is kept and what is removed.
+//! The rules that a [`Store`] keeps as a whole, on a real file system.
 
-use std::fs;
-use std::os::unix::fs::{symlink, MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::fs::{self, File};
+use std::os::unix::fs::{symlink, MetadataExt};
 use std::sync::mpsc;
-use std::time::Duration;
 
 use super::*;
+use crate::config::MAX_FILE_BYTES;
 
-const BLOCK: usize = 262_144;
+const BLOCK: usize = 256 * 1024;
+const WAIT: Duration = Duration::from_secs(20);
+const MTIME: Time = Time { seconds: 1_750_000_000, nanoseconds: 123_456_789 };
 
-fn store(dir: &Path, if_exists: IfExists) -> Store {
-    Store::open(dir, &Config { if_exists, ..Config::default() }).unwrap()
+fn options(if_exists: IfExists) -> Options {
+    Options { if_exists, ..Options::from(&Config { min_free: 0, max_file: MAX_FILE_BYTES, ..Config::default() }) }
 }
 
-fn meta(path: &str, data: &[u8]) -> Meta {
+fn store(if_exists: IfExists) -> (tempfile::TempDir, Store) {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path(), options(if_exists)).unwrap();
+    (root, store)
+}
+
+fn meta(path: &str, content: &[u8]) -> Meta {
     Meta {
         path: SafePath::parse(path.as_bytes()).unwrap(),
-        size: data.len().try_into().unwrap(),
-        mtime: Time { seconds: 1_000_000_000, nanoseconds: 5 },
-        mode: 0o6750,
-        content_crc: crc32fast::hash(data),
+        size: u64::try_from(content.len()).unwrap(),
+        mtime: MTIME,
+        mode: 0o4640,
+        content_crc: crc32fast::hash(content),
     }
 }
 
-fn wait(start: impl FnOnce(Done)) -> std::result::Result<Committed, Failure> {
-    let (sender, receiver) = mpsc::channel();
-    start(Box::new(move |result| sender.send(result).unwrap()));
-    receiver.recv_timeout(Duration::from_secs(30)).unwrap()
+fn content(blocks: usize, seed: u8) -> Vec<u8> {
+    (0..blocks * BLOCK + 7).map(|at| u8::try_from(at * 31 % 251).unwrap() ^ seed).collect()
 }
 
-fn put(store: &Store, path: &str, data: &[u8]) -> std::result::Result<Committed, Failure> {
-    let meta = meta(path, data);
+fn outcome(begin: impl FnOnce(Done)) -> Result<Committed, Failure> {
+    let (sender, receiver) = mpsc::channel();
+    begin(Box::new(move |result| sender.send(result).unwrap()));
+    receiver.recv_timeout(WAIT).unwrap()
+}
+
+/// Receives a whole file.
+fn receive(store: &Store, path: &str, content: &[u8]) -> Result<Committed, Failure> {
+    let meta = meta(path, content);
+    store.admit(&meta)?;
+    let partial = store.open_partial(&meta)?;
+    for (piece, offset) in content.chunks(100_000).zip((0..).step_by(100_000)) {
+        partial.write_at(offset, piece)?;
+    }
+    outcome(|done| store.commit(partial, meta, done))
+}
+
+fn stored(result: Result<Committed, Failure>) -> String {
+    result.unwrap().stored.to_string()
+}
+
+fn refusal<T>(result: Result<T, Failure>) -> Refusal {
+    result.err().unwrap().refusal
+}
+
+fn partials(dir: &Path) -> usize {
+    let names = dir.read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_encoded_bytes());
+    names.filter(|name| Identity::in_name(name).is_some()).count()
+}
+
+#[test]
+fn content_mode_and_time_are_kept_and_special_bits_are_not() {
+    let (root, store) = store(IfExists::Rename);
+    for content in [Vec::new(), vec![7; 10], content(5, 1)] {
+        let path = format!("a/b/file-{}", content.len());
+        let committed = receive(&store, &path, &content).unwrap();
+        assert_eq!(committed.stored.to_string(), path);
+        assert!(committed.durable);
+        let path = root.path().join(path);
+        let metadata = path.metadata().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), content);
+        assert_eq!((metadata.mtime(), metadata.mtime_nsec()), (MTIME.seconds, 123_456_789));
+        assert_eq!(metadata.mode() & 0o7777, 0o640 & !store.umask.as_raw_mode());
+        assert_eq!(partials(path.parent().unwrap()), 0);
+    }
+}
+
+#[test]
+fn a_taken_name_is_numbered_also_when_a_directory_has_it() {
+    let (root, store) = store(IfExists::Rename);
+    fs::create_dir(root.path().join("core")).unwrap();
+    assert_eq!(stored(receive(&store, "core", b"one")), "core-1");
+    assert_eq!(stored(receive(&store, "core", b"two")), "core-2");
+    symlink("/nowhere", root.path().join("a.tar.gz")).unwrap();
+    assert_eq!(stored(receive(&store, "a.tar.gz", b"new")), "a-1.tar.gz");
+    assert_eq!(root.path().join("a.tar.gz").read_link().unwrap(), Path::new("/nowhere"));
+}
+
+#[test]
+fn replacing_takes_files_and_links_and_no_directory() {
+    let (root, store) = store(IfExists::Replace);
+    let outside = tempfile::NamedTempFile::new().unwrap();
+    symlink(outside.path(), root.path().join("a")).unwrap();
+    assert_eq!(stored(receive(&store, "a", b"one")), "a");
+    assert_eq!(stored(receive(&store, "a", b"two")), "a");
+    assert_eq!(fs::read(root.path().join("a")).unwrap(), b"two");
+    assert_eq!(outside.path().metadata().unwrap().len(), 0);
+    fs::create_dir(root.path().join("dir")).unwrap();
+    assert_eq!(refusal(receive(&store, "dir", b"one")), Refusal::Exists);
+}
+
+#[test]
+fn refusing_names_the_reason_also_when_the_name_was_taken_meanwhile() {
+    let (root, store) = store(IfExists::Refuse);
+    assert_eq!(stored(receive(&store, "a", b"one")), "a");
+    assert_eq!(refusal(store.admit(&meta("a", b"other"))), Refusal::Exists);
+    // The same size may be the same file.
+    assert!(store.admit(&meta("a", b"two")).is_ok());
+    assert_eq!(refusal(store.open_partial(&meta("a", b"two"))), Refusal::Exists);
+    let meta = meta("b", b"two");
     let partial = store.open_partial(&meta).unwrap();
-    partial.write_at(0, data).unwrap();
-    wait(|done| store.commit(partial, meta, done))
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
+    partial.write_at(0, b"two").unwrap();
+    fs::write(root.path().join("b"), b"taken").unwrap();
+    assert_eq!(refusal(outcome(|done| store.commit(partial, meta, done))), Refusal::Exists);
+    assert_eq!(fs::read(root.path().join("b")).unwrap(), b"taken");
+    assert_eq!(partials(root.path()), 0);
 }
 
 #[test]
-fn a_committed_file_has_its_content_time_and_mode_and_is_durable() {
-    let dir = tempfile::tempdir().unwrap();
-    let committed = put(&store(dir.path(), IfExists::Rename), "a/b/c", b"data").unwrap();
-    assert_eq!((committed.stored.to_string().as_str(), committed.durable), ("a/b/c", true));
-    let path = dir.path().join("a/b/c");
-    let stored = fs::metadata(&path).unwrap();
-    assert_eq!(fs::read(&path).unwrap(), b"data");
-    assert_eq!((stored.mtime(), stored.mtime_nsec()), (1_000_000_000, 5));
-    assert_eq!(stored.mode() & 0o7000, 0, "never setuid or setgid");
-    assert_eq!(stored.mode() & 0o777 & !0o750, 0, "no more than the sender gave");
+fn an_equal_file_is_found_under_a_numbered_name() {
+    let (_root, store) = store(IfExists::Rename);
+    for content in [b"one", b"two", b"six"] {
+        receive(&store, "a", content).unwrap();
+    }
+    let existing = store.find_equal_small(&meta("a", b"six")).unwrap().unwrap();
+    let committed = outcome(|done| store.confirm(existing, done)).unwrap();
+    assert_eq!((committed.stored.to_string().as_str(), committed.durable), ("a-2", true));
+    assert!(store.find_equal_small(&meta("a", b"ten")).unwrap().is_none());
+    assert_eq!(store.same_size(&meta("a", b"ten")).unwrap().len(), 3);
+    assert_eq!(store.same_size(&meta("a", b"four")).unwrap().len(), 0);
+    assert_eq!(store.same_size(&meta("nowhere/a", b"ten")).unwrap().len(), 0);
 }
 
 #[test]
-fn a_taken_name_is_numbered_replaced_or_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let stored =
-        |if_exists, data: &[u8]| put(&store(dir.path(), if_exists), "core", data).map(|c| c.stored.to_string());
-    assert_eq!(stored(IfExists::Rename, b"1").unwrap(), "core");
-    assert_eq!(stored(IfExists::Rename, b"2").unwrap(), "core-1");
-    assert_eq!(stored(IfExists::Rename, b"3").unwrap(), "core-2");
-    assert_eq!(stored(IfExists::Replace, b"4").unwrap(), "core");
-    assert_eq!(fs::read(dir.path().join("core")).unwrap(), b"4");
-    assert_eq!(stored(IfExists::Refuse, b"5").unwrap_err().refusal, Refusal::Exists);
-    assert_eq!(names(dir.path()), ["core", "core-1", "core-2"], "no partial is left");
+fn only_the_name_itself_counts_as_there_where_names_are_not_numbered() {
+    let (root, store) = store(IfExists::Replace);
+    fs::write(root.path().join("a"), b"one").unwrap();
+    fs::write(root.path().join("a-1"), b"two").unwrap();
+    assert!(store.find_equal_small(&meta("a", b"two")).unwrap().is_none());
+    assert!(store.find_equal_small(&meta("a", b"one")).unwrap().is_some());
 }
 
 #[test]
-fn a_directory_in_the_place_of_the_name_is_not_replaced() {
-    let dir = tempfile::tempdir().unwrap();
-    fs::create_dir(dir.path().join("core")).unwrap();
-    assert_eq!(put(&store(dir.path(), IfExists::Rename), "core", b"1").unwrap().stored.to_string(), "core-1");
-    assert_eq!(put(&store(dir.path(), IfExists::Replace), "core", b"1").unwrap_err().refusal, Refusal::Exists);
+fn an_existing_file_is_not_trusted_after_it_was_exchanged() {
+    let (root, store) = store(IfExists::Rename);
+    fs::write(root.path().join("a"), b"one").unwrap();
+    let existing = store.same_size(&meta("a", b"one")).unwrap().pop().unwrap();
+    fs::write(root.path().join("other"), b"one").unwrap();
+    fs::rename(root.path().join("other"), root.path().join("a")).unwrap();
+    assert!(existing.block_crc(0, &mut Vec::new()).is_err());
 }
 
 #[test]
-fn without_fsync_nothing_is_called_durable() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path(), &Config { fsync: false, ..Config::default() }).unwrap();
-    assert!(!put(&store, "a", b"1").unwrap().durable);
+fn a_dropped_partial_is_found_again_with_its_whole_blocks() {
+    let (root, store) = store(IfExists::Rename);
+    let content = content(4, 2);
+    let meta = meta("sub/big", &content);
+    let partial = store.open_partial(&meta).unwrap();
+    assert_eq!(partial.have(), 0);
+    partial.write_at(0, &content[..2 * BLOCK + 5]).unwrap();
+    drop(partial);
+    assert_eq!(partials(&root.path().join("sub")), 1);
+
+    let partial = store.open_partial(&meta).unwrap();
+    assert_eq!(partial.have(), u64::try_from(2 * BLOCK).unwrap());
+    let mut buffer = Vec::new();
+    assert_eq!(partial.block_crc(1, &mut buffer).unwrap(), crc32fast::hash(&content[BLOCK..2 * BLOCK]));
+    partial.write_at(partial.have(), &content[2 * BLOCK..]).unwrap();
+    drop(partial);
+
+    let partial = store.open_partial(&meta).unwrap();
+    assert_eq!(partial.have(), meta.size);
+    assert_eq!(stored(outcome(|done| store.commit(partial, meta, done))), "sub/big");
+    assert_eq!(fs::read(root.path().join("sub/big")).unwrap(), content);
 }
 
 #[test]
-fn many_small_files_share_rounds_and_all_land() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = store(dir.path(), IfExists::Rename);
+fn what_no_later_run_could_use_is_not_kept() {
+    let (root, store) = store(IfExists::Rename);
+    let large = meta("large", &content(2, 3));
+    let partial = store.open_partial(&large).unwrap();
+    partial.write_at(0, &[1; 1000]).unwrap();
+    drop(partial);
+    assert_eq!(partials(root.path()), 0);
+    let partial = store.open_partial(&large).unwrap();
+    partial.write_at(0, &content(1, 3)).unwrap();
+    partial.discard();
+    drop(partial);
+    assert_eq!(partials(root.path()), 0);
+    let small = vec![1; BLOCK];
+    let partial = store.open_partial(&meta("small", &small)).unwrap();
+    partial.write_at(0, &small).unwrap();
+    drop(partial);
+    assert_eq!(partials(root.path()), 0);
+}
+
+#[test]
+fn a_partial_in_use_is_left_to_its_user() {
+    let (root, store) = store(IfExists::Rename);
+    let content = content(1, 4);
+    let meta = meta("big", &content);
+    let first = store.open_partial(&meta).unwrap();
+    let second = store.open_partial(&meta).unwrap();
+    first.write_at(0, &content).unwrap();
+    assert_eq!((first.have(), second.have(), partials(root.path())), (0, 0, 2));
+    second.write_at(0, &content[..BLOCK]).unwrap();
+    assert_eq!(stored(outcome(|done| store.commit(first, meta.clone(), done))), "big");
+    drop(second);
+    assert_eq!(partials(root.path()), 1);
+}
+
+#[test]
+fn a_partial_that_may_be_another_file_is_not_used() {
+    let (root, store) = store(IfExists::Rename);
+    let content = content(1, 5);
+    let meta = meta("big", &content);
+    let name = |number| root.path().join(Identity::of(&meta).partial_name(number));
+    let outside = root.path().join("outside");
+    fs::write(&outside, &content[..BLOCK]).unwrap();
+    symlink(&outside, name(0)).unwrap();
+    fs::hard_link(&outside, name(1)).unwrap();
+    fs::create_dir(name(2)).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, name(3), rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let partial = store.open_partial(&meta).unwrap();
+    assert_eq!(partial.have(), 0);
+    partial.write_at(0, &content).unwrap();
+    assert_eq!(stored(outcome(|done| store.commit(partial, meta.clone(), done))), "big");
+    assert_eq!(fs::read(&outside).unwrap(), &content[..BLOCK]);
+    assert!(!name(4).exists());
+}
+
+#[test]
+fn a_partial_longer_than_its_file_starts_anew() {
+    let (root, store) = store(IfExists::Rename);
+    let content = content(1, 6);
+    let meta = meta("big", &content);
+    let name = root.path().join(Identity::of(&meta).partial_name(0));
+    File::create(&name).unwrap().set_len(meta.size + 1).unwrap();
+    let partial = store.open_partial(&meta).unwrap();
+    assert_eq!((partial.have(), name.metadata().unwrap().len()), (0, 0));
+}
+
+#[test]
+fn another_time_or_size_is_another_partial() {
+    let one = meta("big", b"content");
+    let later = Meta { mtime: Time { nanoseconds: 1, ..MTIME }, ..one.clone() };
+    let longer = Meta { size: 8, ..one.clone() };
+    assert_eq!(Identity::of(&one), Identity::of(&meta("big", b"kontent")));
+    for other in [later, longer, meta("big-1", b"content")] {
+        assert_ne!(Identity::of(&one), Identity::of(&other));
+    }
+}
+
+#[test]
+fn a_sync_in_the_background_does_not_keep_a_dropped_partial_locked() {
+    let (_root, store) = store(IfExists::Rename);
+    let size = crate::config::SYNC_BYTES + 1;
+    let meta = Meta { size, ..meta("huge", b"") };
+    let partial = store.open_partial(&meta).unwrap();
+    for block in 0..size / 262_144 {
+        partial.write_at(block * 262_144, &[0; BLOCK]).unwrap();
+    }
+    drop(partial);
+    assert_eq!(store.open_partial(&meta).unwrap().have(), size - 1);
+}
+
+#[test]
+fn nothing_is_written_past_the_offered_size_or_after_a_failed_sync() {
+    let (_root, store) = store(IfExists::Rename);
+    let meta = meta("a", b"four");
+    let partial = store.open_partial(&meta).unwrap();
+    assert_eq!(refusal(partial.write_at(1, b"four")), Refusal::Failed);
+    assert_eq!(refusal(partial.write_at(u64::MAX, b"four")), Refusal::Failed);
+    partial.write_at(0, b"four").unwrap();
+    // What a failed sync does.
+    partial.discard();
+    assert_eq!(refusal(partial.write_at(0, b"four")), Refusal::Failed);
+    assert_eq!(refusal(outcome(|done| store.commit(partial, meta, done))), Refusal::Failed);
+}
+
+#[test]
+fn an_incomplete_file_never_gets_a_name() {
+    let (root, store) = store(IfExists::Rename);
+    let content = content(2, 8);
+    let meta = meta("big", &content);
+    let partial = store.open_partial(&meta).unwrap();
+    partial.write_at(0, &content[..BLOCK]).unwrap();
+    assert_eq!(refusal(outcome(|done| store.commit(partial, meta, done))), Refusal::Failed);
+    assert!(!root.path().join("big").exists());
+    assert_eq!(partials(root.path()), 1);
+}
+
+#[test]
+fn many_small_files_are_committed_together_beyond_the_store_s_end() {
+    let (root, store) = store(IfExists::Rename);
     let (sender, receiver) = mpsc::channel();
-    for number in 0..300_u32 {
-        let meta = meta(&format!("f{number}"), &number.to_be_bytes());
+    for number in 0..300 {
+        let content = format!("file {number}").into_bytes();
+        let meta = meta(&format!("d{}/f{number}", number % 3), &content);
         let partial = store.open_partial(&meta).unwrap();
-        partial.write_at(0, &number.to_be_bytes()).unwrap();
+        partial.write_at(0, &content).unwrap();
         let sender = sender.clone();
         store.commit(partial, meta, Box::new(move |result| sender.send(result).unwrap()));
     }
-    for _ in 0..300 {
-        assert!(receiver.recv_timeout(Duration::from_secs(30)).unwrap().unwrap().durable);
+    drop((store, sender));
+    let results = std::iter::from_fn(|| receiver.recv_timeout(WAIT).ok());
+    let committed: Vec<Committed> = results.map(Result::unwrap).collect();
+    assert_eq!(committed.len(), 300);
+    assert!(committed.iter().all(|committed| committed.durable));
+    for number in 0..300 {
+        let path = root.path().join(format!("d{}/f{number}", number % 3));
+        assert_eq!(fs::read(path).unwrap(), format!("file {number}").into_bytes());
     }
-    assert_eq!(names(dir.path()).len(), 300);
 }
 
 #[test]
-fn a_partial_is_found_again_with_its_whole_blocks() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = store(dir.path(), IfExists::Rename);
-    let data = vec![7; 4 * BLOCK];
-    let meta = meta("big", &data);
-    let partial = store.open_partial(&meta).unwrap();
-    assert_eq!(partial.have(), 0);
-    partial.write_at(0, &data[..2 * BLOCK + 100]).unwrap();
-    drop(partial);
-    let again = store.open_partial(&meta).unwrap();
-    assert_eq!(again.have(), 2 * 262_144);
-    assert_eq!(again.block_crc(1, &mut Vec::new()), Some(crc32fast::hash(&data[..BLOCK])));
-    let held = store.open_partial(&meta).unwrap();
-    assert_eq!(held.have(), 0, "one that is used is passed over");
-    drop((again, held));
-    let changed = Meta { mtime: Time { seconds: 1, nanoseconds: 0 }, ..meta };
-    assert_eq!(store.open_partial(&changed).unwrap().have(), 0, "another source has another partial");
+fn without_syncs_nothing_is_called_durable() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path(), Options { fsync: false, ..options(IfExists::Rename) }).unwrap();
+    assert!(!receive(&store, "a", b"one").unwrap().durable);
+    let existing = store.find_equal_small(&meta("a", b"one")).unwrap().unwrap();
+    assert!(!outcome(|done| store.confirm(existing, done)).unwrap().durable);
 }
 
 #[test]
-fn less_than_a_block_is_not_kept() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = store(dir.path(), IfExists::Rename);
-    let partial = store.open_partial(&meta("big", &[0; 4 * BLOCK])).unwrap();
-    partial.write_at(0, &[1; BLOCK - 1]).unwrap();
-    drop(partial);
-    assert!(names(dir.path()).is_empty());
+fn what_is_too_big_or_finds_no_room_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let limited = Options { max_file: 1000, ..options(IfExists::Rename) };
+    let store = Store::open(root.path(), limited).unwrap();
+    assert_eq!(refusal(store.admit(&meta("a", &[0; 1001]))), Refusal::TooBig(1000));
+    let crowded = Options { min_free: u64::MAX, ..options(IfExists::Rename) };
+    let store = Store::open(root.path(), crowded).unwrap();
+    assert_eq!(refusal(store.admit(&meta("a", b"one"))), Refusal::NoRoom);
+    assert_eq!(refusal(store.open_partial(&meta("a", b"one"))), Refusal::NoRoom);
+    assert_eq!(partials(root.path()), 0);
+    // There already: it takes no room.
+    fs::write(root.path().join("a"), b"one").unwrap();
+    assert!(store.admit(&meta("a", b"one")).is_ok());
 }
 
 #[test]
-fn after_a_failed_sync_nothing_of_it_is_kept() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = store(dir.path(), IfExists::Rename);
-    let data = vec![0; 2 * BLOCK];
-    let partial = store.open_partial(&meta("big", &data)).unwrap();
-    partial.write_at(0, &data).unwrap();
-    partial.sync_failed();
-    assert_eq!(partial.write_at(0, &data).unwrap_err().refusal, Refusal::Failed);
-    let result = wait(|done| store.commit(partial, meta("big", &data), done));
-    assert_eq!(result.unwrap_err().refusal, Refusal::Failed);
-    assert!(names(dir.path()).is_empty());
+fn two_files_that_do_not_fit_together_are_not_both_begun() {
+    let (root, store) = store(IfExists::Rename);
+    let free_bytes = Dir::open(root.path()).unwrap().free_bytes().unwrap();
+    let half = |path| Meta { size: free_bytes / 2 + (1 << 30), ..meta(path, b"") };
+    let first = store.open_partial(&half("a")).unwrap();
+    assert_eq!(refusal(store.admit(&half("b"))), Refusal::NoRoom);
+    assert_eq!(refusal(store.open_partial(&half("b"))), Refusal::NoRoom);
+    drop(first);
+    assert!(store.admit(&half("b")).is_ok());
 }
 
 #[test]
-fn a_link_in_the_place_of_a_partial_or_a_directory_is_not_followed() {
-    let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let store = store(dir.path(), IfExists::Rename);
-    let data = vec![0; 2 * BLOCK];
-    let target = outside.path().join("target");
-    fs::write(&target, b"precious").unwrap();
-    let name = store.open_partial(&meta("big", &data)).unwrap().name.clone();
-    symlink(&target, dir.path().join(&name)).unwrap();
-    assert_eq!(put(&store, "big", &data).unwrap().stored.to_string(), "big");
-    fs::remove_file(dir.path().join(&name)).unwrap();
-    fs::hard_link(&target, dir.path().join(&name)).unwrap();
-    assert_eq!(put(&store, "big", &data).unwrap().stored.to_string(), "big-1");
-    symlink(outside.path(), dir.path().join("sub")).unwrap();
-    let refused = store.open_partial(&meta("sub/file", b"x")).err().unwrap();
-    assert_eq!(refused.refusal, Refusal::NotWritable);
-    assert_eq!(fs::read(&target).unwrap(), b"precious");
-    assert_eq!(names(outside.path()), ["target"]);
+fn partials_that_nobody_uses_go_when_room_is_short_but_not_one_s_own() {
+    let root = tempfile::tempdir().unwrap();
+    let (own, other) = (content(1, 1), content(1, 2));
+    let (own_meta, other_meta) = (meta("own", &own), meta("other", &other));
+    let roomy = Store::open(root.path(), options(IfExists::Rename)).unwrap();
+    roomy.open_partial(&own_meta).unwrap().write_at(0, &own).unwrap();
+    roomy.open_partial(&other_meta).unwrap().write_at(0, &other).unwrap();
+    let crowded = Options { min_free: u64::MAX, ..options(IfExists::Rename) };
+    let crowded = Store::open(root.path(), crowded).unwrap();
+    assert_eq!(partials(root.path()), 2);
+    assert_eq!(crowded.open_partial(&own_meta).unwrap().have(), own_meta.size);
+    assert_eq!(refusal(crowded.admit(&meta("new", b"new"))), Refusal::NoRoom);
+    assert_eq!(partials(root.path()), 0);
 }
 
 #[test]
-fn files_of_the_same_size_are_found_under_the_name_and_its_numbers() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = store(dir.path(), IfExists::Rename);
-    for (name, data) in [("a.gz", "1234"), ("a-1.gz", "12345"), ("a-2.gz", "5678"), ("a-4.gz", "9999")] {
-        fs::write(dir.path().join(name), data).unwrap();
-    }
-    let found = store.same_size(&meta("a.gz", b"abcd")).unwrap();
-    let paths: Vec<String> = found.iter().map(|existing| existing.path.to_string()).collect();
-    assert_eq!(paths, ["a.gz", "a-2.gz"], "up to the first gap");
-    assert_eq!(found[0].block_crc(0, &mut Vec::new()), Some(crc32fast::hash(b"1234")));
-    let existing = found.into_iter().next().unwrap();
-    assert!(wait(|done| store.confirm(existing, done)).unwrap().durable);
+fn a_place_that_can_not_be_written_is_refused_as_such() {
+    let (root, store) = store(IfExists::Rename);
+    fs::write(root.path().join("file"), b"").unwrap();
+    assert_eq!(refusal(store.open_partial(&meta("file/a", b"one"))), Refusal::NotWritable);
+    symlink("/tmp", root.path().join("link")).unwrap();
+    assert_eq!(refusal(receive(&store, "link/a", b"one")), Refusal::NotWritable);
+    assert!(matches!(Store::open(&root.path().join("file"), options(IfExists::Rename)), Err(Error::File { .. })));
+    assert!(matches!(Store::open(&root.path().join("none"), options(IfExists::Rename)), Err(Error::File { .. })));
 }
 
 #[test]
-fn a_file_over_the_limit_or_the_room_is_not_admitted() {
-    let dir = tempfile::tempdir().unwrap();
-    let config = Config { max_file: 10, ..Config::default() };
-    let limited = Store::open(dir.path(), &config).unwrap();
-    assert!(limited.admit(&meta("a", &[0; 10])).is_ok());
-    assert_eq!(limited.admit(&meta("a", &[0; 11])).unwrap_err().refusal, Refusal::TooBig(10));
-    let full = Store::open(dir.path(), &Config { min_free: u64::MAX, ..Config::default() }).unwrap();
-    assert_eq!(full.admit(&meta("a", b"1")).unwrap_err().refusal, Refusal::NoRoom);
-}
-
-#[test]
-fn a_source_that_changed_is_told_from_one_that_grew() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("log");
-    fs::write(&path, b"1234").unwrap();
-    let source = Source::open(&path).unwrap();
-    assert!(!source.check(4, source.mtime()).unwrap());
-    fs::write(&path, b"12345").unwrap();
-    assert!(source.check(4, source.mtime()).unwrap());
-    fs::write(&path, b"123").unwrap();
-    assert!(matches!(source.check(4, source.mtime()), Err(Error::SourceChanged { .. })));
-    assert!(matches!(source.read_at(0, &mut [0; 4]), Err(Error::SourceChanged { .. })));
-    assert!(Source::open(dir.path()).is_err(), "a directory is no source");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-    assert_eq!(Source::open(&path).unwrap().mode(), 0o640);
-}
-
-#[test]
-fn old_partials_go_when_the_directory_is_opened_unless_used_or_undated() {
-    let dir = tempfile::tempdir().unwrap();
-    let config = Config { keep_partials: Duration::from_secs(3600), ..Config::default() };
-    let store = Store::open(dir.path(), &config).unwrap();
-    let dated = |name: &str, seconds| {
-        let path = dir.path().join(name);
-        fs::write(&path, b"x").unwrap();
-        let time = std::time::UNIX_EPOCH + Duration::from_secs(seconds);
-        fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
-    };
-    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
-    dated(".postwire-0000000000000001-0.part", now - 7200);
-    dated(".postwire-0000000000000002-0.part", now - 60);
-    dated(".postwire-0000000000000003-0.part", 0);
-    dated(".postwire-0000000000000004-0.part", now + 100_000);
-    dated("not-a-partial", now - 7200);
-    let held = store.open_partial(&meta("big", &[0; 2 * BLOCK])).unwrap();
-    dated(&held.name.clone(), now - 7200);
-    let held_name = held.name.clone();
-    Store::open(dir.path(), &config).unwrap();
-    let mut expected: Vec<String> = (2..=4).map(|n| format!(".postwire-000000000000000{n}-0.part")).collect();
-    expected.extend([held_name, "not-a-partial".to_owned()]);
-    expected.sort();
-    assert_eq!(names(dir.path()), expected);
-    let undated = fs::metadata(dir.path().join(".postwire-0000000000000003-0.part")).unwrap();
-    assert!(undated.mtime() > 1_767_225_600, "stamped now");
+fn a_write_and_a_read_of_one_partial_may_come_from_two_threads() {
+    let (_root, store) = store(IfExists::Rename);
+    let content = content(3, 9);
+    let partial = store.open_partial(&meta("big", &content)).unwrap();
+    partial.write_at(0, &content[..BLOCK]).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| partial.write_at(u64::try_from(BLOCK).unwrap(), &content[BLOCK..]).unwrap());
+        let crc = partial.block_crc(0, &mut Vec::new()).unwrap();
+        assert_eq!(crc, crc32fast::hash(&content[..BLOCK]));
+    });
 }

@@ -26,12 +26,13 @@ impl Compare {
         match self {
             Compare::Partial { partial, first_block, crcs } => {
                 let blocks = (first_block..).zip(crcs);
-                let equal = |(index, crc)| (index, partial.block_crc(index, &mut buffer).filter(|&held| held == crc));
+                let equal =
+                    |(index, crc)| (index, partial.block_crc(index, &mut buffer).ok().filter(|&held| held == crc));
                 Compared::Partial(blocks.map(equal).collect())
             }
             Compare::Existing { candidates, crcs } => {
                 let mut is_equal = |existing: &Existing| {
-                    (0..).zip(&crcs).all(|(index, &crc)| existing.block_crc(index, &mut buffer) == Some(crc))
+                    (0..).zip(&crcs).all(|(index, &crc)| existing.block_crc(index, &mut buffer).ok() == Some(crc))
                 };
                 let equal = candidates.into_iter().find(|existing| is_equal(existing));
                 Compared::Existing(equal.ok_or(crcs))

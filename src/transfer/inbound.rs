@@ -263,17 +263,10 @@ impl Inner {
         let (Some(store), Some(file)) = (&self.context.store, files.open.get_mut(&number)) else { return };
         let answer = (|| {
             store.admit(&file.meta)?;
-            let mut candidates = store.same_size(&file.meta)?;
-            if file.meta.is_small() {
-                let mut buffer = Vec::new();
-                let equal = |existing: &crate::storage::Existing| {
-                    file.meta.size == 0 || existing.block_crc(0, &mut buffer) == Some(file.meta.content_crc)
-                };
-                if let Some(position) = candidates.iter().position(equal) {
-                    return Ok(Some(candidates.swap_remove(position)));
-                }
-                candidates.clear();
+            if let Some(existing) = store.find_equal_small(&file.meta)? {
+                return Ok(Some(existing));
             }
+            let candidates = if file.meta.is_small() { Vec::new() } else { store.same_size(&file.meta)? };
             if candidates.is_empty() {
                 if store.refuses_name(&file.meta)? {
                     return Err(Failure { refusal: Refusal::Exists, cause: None });

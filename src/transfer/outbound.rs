@@ -15,7 +15,7 @@ use crate::config::{block_bytes, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, SUMS_PER_FR
 use crate::error::{Error, Refusal, Result};
 use crate::name::SafePath;
 use crate::storage::Source;
-use crate::wire::{self, seal_chunk, CancelReason, Message, Time, CHUNK_HEAD_BYTES};
+use crate::wire::{self, seal_chunk, CancelReason, Message, CHUNK_HEAD_BYTES};
 use crate::worker::{spawn, Lock};
 
 /// See the module.
@@ -181,7 +181,7 @@ impl Outbound {
         let offered = Source::open(path).and_then(|source| {
             let mut offered = Offered { size: source.size(), mtime: source.mtime().into(), content_crc: 0 };
             if offered.size <= crate::config::BLOCK_BYTES_LEAST {
-                offered.content_crc = source.block_crc(0, offered.size, &mut Vec::new())?;
+                offered.content_crc = source.block_crc(0, &mut Vec::new())?;
             }
             Ok((offered, source.mode()))
         });
@@ -225,7 +225,7 @@ impl Outbound {
     ) -> Result<()> {
         let source = match source {
             Opening::Open(source) => source,
-            Opening::Path(path, offered) => Arc::new(reopen(&path, &offered)?),
+            Opening::Path(path, offered) => Arc::new(Source::reopen(&path, offered.size, offered.mtime.into())?),
         };
         let start = out.len();
         let size = usize::try_from(length).unwrap_or(CHUNK_BYTES_MAX);
@@ -262,8 +262,7 @@ impl Outbound {
         source: Option<&Source>,
         out: &mut Vec<u8>,
     ) -> Result<()> {
-        let offered = self.state.take().files.get(&id).map(|file| file.offered.clone()).unwrap_or_default();
-        let grew = source.map_or(Ok(false), |source| source.check(offered.size, offered.mtime.into()))?;
+        let grew = source.map_or(Ok(false), Source::check)?;
         let mut state = self.state.take();
         let current = state.epoch == epoch;
         let Some(file) = state.files.get_mut(&id).filter(|_| current) else { return Ok(()) };
@@ -340,7 +339,7 @@ impl Outbound {
         offered: &Offered,
         have: u64,
     ) -> Result<()> {
-        let source = reopen(path, offered)?;
+        let source = Source::reopen(path, offered.size, offered.mtime.into())?;
         let block = block_bytes(offered.size);
         let blocks = have.div_ceil(block);
         let mut buffer = Vec::new();
@@ -350,7 +349,7 @@ impl Outbound {
             let first_block = u32::try_from(index).unwrap_or(u32::MAX);
             let mut crcs = Vec::new();
             while index < blocks && crcs.len() < SUMS_PER_FRAME {
-                let crc = source.block_crc(index, offered.size, &mut buffer)?;
+                let crc = source.block_crc(index, &mut buffer)?;
                 whole = super::combine_crc(whole, crc, block.min(have - index * block));
                 crcs.push(crc);
                 index += 1;
@@ -533,15 +532,4 @@ impl Link {
             wanted.min(room)
         }
     }
-}
-
-/// Opens a source again, if it is still the one that was offered.
-fn reopen(path: &Path, offered: &Offered) -> Result<Source> {
-    let source = Source::open(path)?;
-    let same_mtime = Time::from(source.mtime()) == offered.mtime;
-    let grew_only = source.size() > offered.size;
-    if (source.size() == offered.size && same_mtime) || grew_only {
-        return Ok(source);
-    }
-    Err(Error::SourceChanged { path: path.to_owned() })
 }
