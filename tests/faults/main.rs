@@ -4,7 +4,7 @@
 //! `POSTWIRE_FAULTS` says how much: `full`, or a tenth. Every random choice comes from the number of its round, so
 //! `POSTWIRE_ROUND=17` runs that round alone.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout)]
-#![allow(clippy::as_conversions)]
+#![allow(clippy::as_conversions, clippy::should_implement_trait)]
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -69,6 +69,7 @@ impl Programme {
 pub struct Random(u64);
 
 impl Random {
+    /// Those of this round.
     pub fn of_round(round: u64) -> Random {
         Random(round.wrapping_mul(0xD134_2543_DE82_EF95) ^ 0x2545_F491_4F6C_DD1D)
     }
