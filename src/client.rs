@@ -13,9 +13,9 @@ use crate::error::{Error, Goodbye, Refusal, Result, WireError};
 use crate::event::{Event, Events, State, Text};
 use crate::hub::{check_text, encode_text, event_of, introduction, offered_name, random_run, receive_budget, Seen};
 use crate::name::{Nickname, SafePath};
-use crate::session::{greet_as_client, Handled, Mailbox, Owner, Session, SessionContext};
+use crate::session::{greet_as_client, Handled, Hooks, Mailbox, Owner, Session, SessionContext};
 use crate::storage::{Source, Store};
-use crate::transfer::{Budget, InboundContext, TransferId};
+use crate::transfer::{Budget, Holders, InboundContext, TransferId};
 use crate::wire::{self, Presence, RunId};
 use crate::worker::{spawn, Lock};
 
@@ -33,6 +33,7 @@ struct Shared {
     events: Events,
     store: Option<Arc<Store>>,
     budget: Arc<Budget>,
+    holders: Arc<Holders>,
     mailbox: Arc<Mailbox>,
     link: Mutex<Link>,
     changed: Condvar,
@@ -88,6 +89,7 @@ impl Client {
             events,
             store,
             budget: Arc::new(Budget::new(receive_budget(&config))),
+            holders: Arc::default(),
             mailbox: Arc::new(mailbox),
             link: Mutex::new(link),
             changed: Condvar::new(),
@@ -306,12 +308,14 @@ impl Shared {
         let (peer, nickname, reader) = greet_as_client(&conn, &me)?;
         let owner = Arc::new(ClientOwner { shared: Weak::clone(&self.this) });
         let (shared, events) = (Arc::clone(self), self.events.clone());
-        let inbound = Box::new(move |wake, violated| InboundContext {
+        let inbound = Box::new(move |hooks: Hooks| InboundContext {
             store: shared.store.clone(),
             budget: Arc::clone(&shared.budget),
+            holders: Arc::clone(&shared.holders),
+            pulse: hooks.pulse,
             report: Arc::new(move |report| events.push(event_of(report, None))),
-            wake,
-            violated,
+            wake: hooks.wake,
+            violated: hooks.violated,
             next_id: Box::new(move || shared.next_transfer()),
         });
         let context = SessionContext { mailbox: Arc::clone(&self.mailbox), owner, inbound };

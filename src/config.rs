@@ -100,6 +100,10 @@ pub const OUTBOX_SLOW_AFTER: Duration = Duration::from_secs(10);
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// A side that heard nothing this long sends PING: below the shortest NAT timeouts seen.
 pub const PING_AFTER: Duration = Duration::from_secs(15);
+/// Who receives a file that a newcomer offers too, and says nothing for so long, is taken for dead.
+pub const HOLDER_SILENCE_MAX: Duration = Duration::from_secs(5);
+/// How often it is looked at meanwhile.
+pub const HOLDER_LOOK: Duration = Duration::from_millis(20);
 /// A side that heard nothing this long is gone: six pings.
 pub const SILENCE_MAX: Duration = Duration::from_secs(90);
 /// A started frame brings at least `FRAME_BYTES_PER_SECOND` over this time.

@@ -26,7 +26,7 @@ use crate::session::{
     greet_as_server, refuse, welcome, FrameReader, Handled, Mailbox, MakeInbound, Session, SessionContext,
 };
 use crate::storage::{Source, Store};
-use crate::transfer::{Budget, InboundContext, Report, TransferId};
+use crate::transfer::{Budget, Holders, InboundContext, Report, TransferId};
 use crate::wire::{self, Message, Presence, RunId};
 use crate::worker::Lock;
 use member::{Member, MemberOwner};
@@ -38,6 +38,7 @@ pub(crate) struct Hub {
     pub(crate) events: Events,
     store: Option<Arc<Store>>,
     budget: Arc<Budget>,
+    holders: Arc<Holders>,
     state: Mutex<State>,
     /// Wakes who waits for a new peer, or for the last to leave.
     changed: Condvar,
@@ -75,6 +76,7 @@ impl Hub {
             events: Events::new(config.read_buffer_bytes),
             store,
             budget: Arc::new(Budget::new(receive_budget(&config))),
+            holders: Arc::default(),
             state: Mutex::default(),
             changed: Condvar::new(),
             config,
@@ -352,14 +354,16 @@ impl Hub {
     /// How the files of one peer come in.
     fn inbound(self: &Arc<Self>, nickname: Nickname) -> MakeInbound {
         let hub = Arc::clone(self);
-        Box::new(move |wake, violated| {
+        Box::new(move |hooks| {
             let events = hub.events.clone();
             InboundContext {
                 store: hub.store.clone(),
                 budget: Arc::clone(&hub.budget),
+                holders: Arc::clone(&hub.holders),
+                pulse: hooks.pulse,
                 report: Arc::new(move |report| events.push(event_of(report, Some(&nickname)))),
-                wake,
-                violated,
+                wake: hooks.wake,
+                violated: hooks.violated,
                 next_id: Box::new(move || hub.next_transfer()),
             }
         })

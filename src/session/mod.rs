@@ -12,7 +12,7 @@ mod turn;
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub(crate) use hello::{greet_as_client, greet_as_server, refuse, welcome};
 pub(crate) use mailbox::{Mailbox, TextReport};
@@ -25,7 +25,7 @@ use crate::config::{
 use crate::conn::Conn;
 use crate::error::{Error, Goodbye, Refusal, Result};
 use crate::name::Nickname;
-use crate::transfer::{Inbound, InboundContext};
+use crate::transfer::{Inbound, InboundContext, Pulse};
 use crate::wire::{self, Frame, Message, Presence, Subject};
 use crate::worker::Lock;
 use turn::Turn;
@@ -66,6 +66,7 @@ pub(crate) struct Session {
     inbound: Inbound,
     owner: Arc<dyn Owner>,
     turn: Mutex<Turn>,
+    heard: Mutex<Heard>,
     /// Wakes the writer.
     work: Condvar,
     this: Weak<Session>,
@@ -75,19 +76,26 @@ pub(crate) struct Session {
 pub(crate) struct SessionContext {
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) owner: Arc<dyn Owner>,
-    /// Makes the context of the incoming files from how to wake this session and how to end it.
+    /// Makes the context of the incoming files.
     pub(crate) inbound: MakeInbound,
 }
 
+/// What incoming files can do to their session.
+pub(crate) struct Hooks {
+    pub(crate) wake: Arc<dyn Fn() + Send + Sync>,
+    pub(crate) violated: Box<dyn Fn(Error) + Send + Sync>,
+    pub(crate) pulse: Arc<dyn Pulse>,
+}
+
 /// See [`SessionContext::inbound`].
-pub(crate) type MakeInbound =
-    Box<dyn FnOnce(Arc<dyn Fn() + Send + Sync>, Box<dyn Fn(Error) + Send + Sync>) -> InboundContext>;
+pub(crate) type MakeInbound = Box<dyn FnOnce(Hooks) -> InboundContext>;
 
 impl Session {
     /// A session on a connection whose hello is complete; the mailbox's content begins to flow when [`Session::run`] is called.
     pub(crate) fn new(conn: Arc<Conn>, peer: wire::Peer, context: SessionContext) -> Arc<Session> {
         Arc::new_cyclic(|this: &Weak<Session>| {
-            let inbound = (context.inbound)(waker(this), violation_handler(this));
+            let pulse = Arc::new(SessionPulse(this.clone()));
+            let inbound = (context.inbound)(Hooks { wake: waker(this), violated: violation_handler(this), pulse });
             Session {
                 conn,
                 peer,
@@ -95,6 +103,7 @@ impl Session {
                 inbound: Inbound::new(inbound),
                 owner: context.owner,
                 turn: Mutex::new(Turn::new()),
+                heard: Mutex::new(Heard { at: Instant::now(), pong: 0 }),
                 work: Condvar::new(),
                 this: this.clone(),
             }
@@ -152,8 +161,7 @@ impl Session {
     fn read(self: &Arc<Self>, reader: &mut FrameReader, epoch: u32) -> Result<Goodbye> {
         let set_timeout = |timeout| self.conn.set_read_timeout(timeout).map_err(Error::system("set a timeout"));
         set_timeout(PING_AFTER)?;
-        let mut heard = Instant::now();
-        let mut progress = (heard, 0_u64);
+        let mut progress = (Instant::now(), 0_u64);
         let mut goodbye = None;
         loop {
             // Acknowledgements and answers go out together, once all that came is taken in.
@@ -176,9 +184,9 @@ impl Session {
                         None => Err(reader.end_of_stream()),
                     };
                 }
-                Ok(_) => heard = Instant::now(),
+                Ok(_) => self.heard.take().at = Instant::now(),
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                    self.silence(heard)?;
+                    self.silence()?;
                 }
                 Err(_) if self.turn.take().said_goodbye() => return Ok(goodbye.unwrap_or(Goodbye::Done)),
                 Err(source) => return Err(Error::Broken { source: Some(source) }),
@@ -194,8 +202,8 @@ impl Session {
     }
 
     /// PROTOCOL 2.7: asks a silent side whether it is there, and gives it up after a while.
-    fn silence(&self, heard: Instant) -> Result<()> {
-        let since = heard.elapsed();
+    fn silence(&self) -> Result<()> {
+        let since = self.heard.take().at.elapsed();
         if self.turn.take().said_goodbye() || since >= SILENCE_MAX {
             return Err(Error::Timeout { waiting_for: "the other side to say anything", after: since });
         }
@@ -233,7 +241,7 @@ impl Session {
                 Subject::Transfer(number) => files.on_refused(number, refusal)?,
             },
             Message::Ping(token) => self.turn.take().pong(token),
-            Message::Pong(_) => {}
+            Message::Pong(token) => self.heard.take().pong = token,
             Message::Presence(presence) => self.owner.presence(presence),
             Message::Named(nickname) => self.owner.named(nickname),
             Message::Goodbye(reason) => {
@@ -265,6 +273,39 @@ impl Session {
             drop(handled);
         }
         Ok(())
+    }
+}
+
+/// What was last heard from the other side.
+struct Heard {
+    at: Instant,
+    /// The token of the last PONG.
+    pong: u64,
+}
+
+/// A session for those who want to know whether it is alive; one that has ended is silent.
+struct SessionPulse(Weak<Session>);
+
+impl Pulse for SessionPulse {
+    fn ping(&self) -> u64 {
+        let Some(session) = self.0.upgrade() else { return 0 };
+        let token = session.turn.take().ping();
+        session.flush();
+        token
+    }
+
+    fn has_answered(&self, token: u64) -> bool {
+        self.0.upgrade().is_some_and(|session| session.heard.take().pong >= token)
+    }
+
+    fn silent_for(&self) -> Duration {
+        self.0.upgrade().map_or(Duration::MAX, |session| session.heard.take().at.elapsed())
+    }
+
+    fn end(&self) {
+        if let Some(session) = self.0.upgrade() {
+            session.end();
+        }
     }
 }
 

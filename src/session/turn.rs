@@ -20,6 +20,8 @@ pub(super) struct Turn {
     writer_waits: bool,
     /// What the socket did not take.
     rest: Vec<u8>,
+    /// How often the other side was asked, and whether to ask now.
+    pings: u64,
     ping: bool,
     pong: Option<u64>,
     presence: VecDeque<Presence>,
@@ -58,6 +60,7 @@ impl Turn {
             taken: false,
             writer_waits: false,
             rest: Vec::new(),
+            pings: 0,
             ping: false,
             pong: None,
             presence: VecDeque::new(),
@@ -74,8 +77,11 @@ impl Turn {
         }
     }
 
-    pub(super) fn ping(&mut self) {
+    /// Asks the other side for a sign of life; gives the token of its PONG.
+    pub(super) fn ping(&mut self) -> u64 {
         self.ping = true;
+        self.pings += 1;
+        self.pings
     }
 
     /// PROTOCOL 2.7: only the last PING is answered.
@@ -272,7 +278,7 @@ impl Session {
             Message::Pong(token).encode(out);
         }
         if std::mem::take(&mut turn.ping) {
-            Message::Ping(turn.texts_arrived).encode(out);
+            Message::Ping(turn.pings).encode(out);
         }
         for (number, refusal) in turn.refused_texts.drain(..) {
             Message::Refused { subject: Subject::Text(number), refusal }.encode(out);

@@ -41,7 +41,7 @@ use partial::Identity;
 use room::Room;
 
 /// A moment as file systems keep it, since 1970.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Time {
     pub(crate) seconds: i64,
     pub(crate) nanoseconds: u32,

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use super::holders::Hold;
 use crate::storage::{Existing, Partial};
 
 /// What is to be compared.
 pub(super) enum Compare {
     /// Blocks of a partial, from this index on.
-    Partial { partial: Arc<Partial>, first_block: u64, crcs: Vec<u32> },
+    Partial { partial: Arc<Partial>, hold: Option<Arc<Hold>>, first_block: u64, crcs: Vec<u32> },
     /// Whole files that were there before; the first equal one counts.
     Existing { candidates: Vec<Existing>, crcs: Vec<u32> },
 }
@@ -24,11 +25,13 @@ impl Compare {
     pub(super) fn run(self) -> Compared {
         let mut buffer = Vec::new();
         match self {
-            Compare::Partial { partial, first_block, crcs } => {
+            Compare::Partial { partial, hold, first_block, crcs } => {
                 let blocks = (first_block..).zip(crcs);
                 let equal =
                     |(index, crc)| (index, partial.block_crc(index, &mut buffer).ok().filter(|&held| held == crc));
-                Compared::Partial(blocks.map(equal).collect())
+                let compared = blocks.map(equal).collect();
+                drop((partial, hold));
+                Compared::Partial(compared)
             }
             Compare::Existing { candidates, crcs } => {
                 let mut is_equal = |existing: &Existing| {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use super::budget::Budget;
 use super::compare::{Compare, Compared};
+use super::holders::{Hold, Holders, Pulse};
 use super::incoming::{Incoming, Stage};
 use super::ledger::Ledger;
 use super::{Direction, Receipt, Report, TransferFailure, TransferId};
@@ -24,6 +25,10 @@ pub(crate) struct InboundContext {
     /// `None` refuses files.
     pub(crate) store: Option<Arc<Store>>,
     pub(crate) budget: Arc<Budget>,
+    /// Shared by all connections.
+    pub(crate) holders: Arc<Holders>,
+    /// This connection, for the others.
+    pub(crate) pulse: Arc<dyn Pulse>,
     /// Hears what becomes of each file.
     pub(crate) report: Arc<dyn Fn(Report) + Send + Sync>,
     /// There is something to say.
@@ -48,6 +53,7 @@ struct Inner {
     files: Mutex<Files>,
     disk: OnceLock<Worker<Job>>,
     compare: OnceLock<Worker<(u32, Compare)>>,
+    settle: OnceLock<Worker<(u32, Meta)>>,
 }
 
 #[derive(Default)]
@@ -60,13 +66,38 @@ struct Files {
 
 enum Job {
     Offer(Offer),
+    /// Nobody else is to be waited for.
+    Settled {
+        number: u32,
+    },
     Chunk(Chunk),
-    Damaged { number: u32, offset: u64, length: u64 },
-    Sums { number: u32, first_block: u32, crcs: Vec<u32> },
-    Finish { number: u32, size: u64, crc: u32, grew: bool },
-    Cancel { number: u32 },
-    Compared { number: u32, compared: Compared },
-    Committed { number: u32, result: std::result::Result<Committed, Failure> },
+    Damaged {
+        number: u32,
+        offset: u64,
+        length: u64,
+    },
+    Sums {
+        number: u32,
+        first_block: u32,
+        crcs: Vec<u32>,
+    },
+    Finish {
+        number: u32,
+        size: u64,
+        crc: u32,
+        grew: bool,
+    },
+    Cancel {
+        number: u32,
+    },
+    Compared {
+        number: u32,
+        compared: Compared,
+    },
+    Committed {
+        number: u32,
+        result: std::result::Result<Committed, Failure>,
+    },
 }
 
 impl Inbound {
@@ -78,6 +109,7 @@ impl Inbound {
             files: Mutex::default(),
             disk: OnceLock::new(),
             compare: OnceLock::new(),
+            settle: OnceLock::new(),
         });
         let weak = Arc::downgrade(&inner);
         let disk = Worker::new("disk", 64, move |jobs: Vec<Job>| {
@@ -95,9 +127,18 @@ impl Inbound {
                 post(&weak, Job::Compared { number, compared });
             }
         });
+        let weak = Arc::downgrade(&inner);
+        let settle = Worker::new("settle", 1, move |jobs: Vec<(u32, Meta)>| {
+            for (number, meta) in jobs {
+                let Some(holders) = weak.upgrade().map(|inner| Arc::clone(&inner.context.holders)) else { return };
+                holders.settle(&meta, || weak.upgrade().is_none_or(|inner| inner.closed.load(Ordering::SeqCst)));
+                post(&weak, Job::Settled { number });
+            }
+        });
         // Fresh cells take a value.
         let _ = inner.disk.set(disk);
         let _ = inner.compare.set(compare);
+        let _ = inner.settle.set(settle);
         Inbound { inner }
     }
 
@@ -207,6 +248,10 @@ impl Inner {
                 self.offered(&mut files, offer);
                 Ok(())
             }
+            Job::Settled { number } => {
+                self.begin(&mut files, number);
+                Ok(())
+            }
             Job::Chunk(chunk) => self.chunk(&mut files, chunk),
             Job::Damaged { number, offset, length } => self.damaged(&mut files, number, offset, length),
             Job::Sums { number, first_block, crcs } => self.sums(&mut files, number, first_block, crcs),
@@ -255,12 +300,27 @@ impl Inner {
             return;
         }
         files.large += usize::from(large);
-        self.begin(files, number);
+        self.settle(files, number);
+    }
+
+    /// Begins when nobody else is receiving this file, or those who are were asked.
+    fn settle(self: &Arc<Self>, files: &mut Files, number: u32) {
+        let Some(file) = files.open.get_mut(&number) else { return };
+        if !self.context.holders.is_held(&file.meta) {
+            return self.begin(files, number);
+        }
+        file.stage = Stage::Settling;
+        let meta = file.meta.clone();
+        if self.settle.get().is_none_or(|worker| worker.push((number, meta)).is_err()) {
+            self.begin(files, number);
+        }
     }
 
     /// Answers an offer: there already, SEND, or REFUSED.
     fn begin(self: &Arc<Self>, files: &mut Files, number: u32) {
         let (Some(store), Some(file)) = (&self.context.store, files.open.get_mut(&number)) else { return };
+        let hold = Arc::new(self.context.holders.hold(&file.meta, &self.context.pulse));
+        file.hold = Some(hold);
         let answer = (|| {
             store.admit(&file.meta)?;
             if let Some(existing) = store.find_equal_small(&file.meta)? {
@@ -294,11 +354,20 @@ impl Inner {
         let Some(store) = &self.context.store else { return };
         file.stage = Stage::Committing { already: true, crc };
         self.context.budget.begin_commit();
-        store.confirm(existing, self.done(number));
+        store.confirm(existing, self.done(number, file));
     }
 
-    fn done(self: &Arc<Self>, number: u32) -> crate::storage::Done {
-        let unrun = Unrun { inner: Arc::downgrade(self), budget: Arc::clone(&self.context.budget), number, ran: false };
+    fn done(self: &Arc<Self>, number: u32, file: &Incoming) -> crate::storage::Done {
+        if let Some(hold) = &file.hold {
+            hold.commits();
+        }
+        let unrun = Unrun {
+            inner: Arc::downgrade(self),
+            budget: Arc::clone(&self.context.budget),
+            _hold: file.hold.clone(),
+            number,
+            ran: false,
+        };
         Box::new(move |result| unrun.run(result))
     }
 
@@ -358,9 +427,12 @@ impl Inner {
         file.expect_sums(first_block, crcs.len())?;
         let all = file.all_sums_received();
         let compare = match &mut file.stage {
-            Stage::Receiving(Some(partial)) => {
-                Compare::Partial { partial: Arc::clone(partial), first_block: first_block.into(), crcs }
-            }
+            Stage::Receiving(Some(partial)) => Compare::Partial {
+                partial: Arc::clone(partial),
+                hold: file.hold.clone(),
+                first_block: first_block.into(),
+                crcs,
+            },
             Stage::Candidates(candidates) => {
                 file.sums.extend(crcs);
                 if !all {
@@ -430,12 +502,13 @@ impl Inner {
             return Ok(());
         }
         file.comparing += 1;
-        self.compare(number, Compare::Partial { partial, first_block: 0, crcs: sums })
+        let hold = file.hold.clone();
+        self.compare(number, Compare::Partial { partial, hold, first_block: 0, crcs: sums })
     }
 
     fn finish(self: &Arc<Self>, files: &mut Files, number: u32, size: u64, crc: u32, grew: bool) -> Result<()> {
         let Some(file) = files.open.get_mut(&number) else { return Ok(()) };
-        if size != file.meta.size || file.finish.is_some() || matches!(file.stage, Stage::Waiting) {
+        if size != file.meta.size || file.finish.is_some() || matches!(file.stage, Stage::Waiting | Stage::Settling) {
             return Err(Error::violation("6.7", "FINISH with another size, twice, or unasked"));
         }
         file.finish = Some((crc, grew));
@@ -480,7 +553,7 @@ impl Inner {
         match partial {
             Ok(partial) => {
                 self.context.budget.begin_commit();
-                store.commit(partial, file.meta.clone(), self.done(number));
+                store.commit(partial, file.meta.clone(), self.done(number, file));
             }
             Err(refusal) => self.refuse(files, number, Failure { refusal, cause: None }),
         }
@@ -554,7 +627,7 @@ impl Inner {
         if files.large < OPEN_TRANSFERS_MAX {
             if let Some(next) = files.waiting.pop_front() {
                 files.large += 1;
-                self.begin(files, next);
+                self.settle(files, next);
             }
         }
     }
@@ -580,6 +653,8 @@ impl Inner {
 struct Unrun {
     inner: Weak<Inner>,
     budget: Arc<Budget>,
+    /// The storage lets go of the partial before this.
+    _hold: Option<Arc<Hold>>,
     number: u32,
     ran: bool,
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::coverage::Coverage;
+use super::holders::Hold;
 use super::{Direction, Progress, TransferId};
 use crate::config::{block_bytes, DAMAGED_CHUNKS_MAX, REPAIRS_MAX};
 use crate::error::{Error, Refusal, Result};
@@ -18,6 +19,8 @@ pub(super) struct Incoming {
     pub(super) meta: Meta,
     pub(super) started: Instant,
     pub(super) stage: Stage,
+    /// Let go after the partial in `stage`.
+    pub(super) hold: Option<Arc<Hold>>,
     /// What SEND said.
     pub(super) have: u64,
     pub(super) coverage: Coverage,
@@ -41,6 +44,8 @@ pub(super) struct Incoming {
 pub(super) enum Stage {
     /// Waits for one of the open places.
     Waiting,
+    /// Has a place, and waits for others who receive the same file.
+    Settling,
     /// SEND was answered; a partial is opened when it is needed.
     Receiving(Option<Arc<Partial>>),
     /// Compared with files of its size that were there.
@@ -56,6 +61,7 @@ impl Incoming {
             meta,
             started: Instant::now(),
             stage: Stage::Waiting,
+            hold: None,
             have: 0,
             coverage: Coverage::default(),
             travelled: 0,

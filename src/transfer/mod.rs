@@ -7,6 +7,7 @@
 mod budget;
 mod compare;
 mod coverage;
+mod holders;
 mod inbound;
 mod incoming;
 mod ledger;
@@ -22,6 +23,7 @@ use crate::name::Nickname;
 use crate::{storage, wire};
 
 pub(crate) use budget::Budget;
+pub(crate) use holders::{Holders, Pulse};
 pub(crate) use inbound::{Inbound, InboundContext};
 pub(crate) use outbound::Outbound;
 
