@@ -16,14 +16,17 @@ mod kill;
 use std::collections::BTreeMap;
 use std::env;
 use std::ops::Range;
-use std::time::Instant;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{mpsc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// Counts what the rounds of a programme did, and says so in one line at the end.
 pub struct Programme {
     name: &'static str,
     rounds: u64,
     started: Instant,
-    counts: BTreeMap<&'static str, u64>,
+    counts: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 impl Programme {
@@ -31,7 +34,7 @@ impl Programme {
     pub fn new(name: &'static str, full_rounds: u64) -> Programme {
         let is_full = env::var("POSTWIRE_FAULTS").is_ok_and(|how_much| how_much == "full");
         let rounds = if is_full { full_rounds } else { full_rounds.div_ceil(10) };
-        Programme { name, rounds, started: Instant::now(), counts: BTreeMap::new() }
+        Programme { name, rounds, started: Instant::now(), counts: Mutex::default() }
     }
 
     /// The numbers of the rounds to run: each seeds its own [`Random`].
@@ -42,19 +45,42 @@ impl Programme {
         }
     }
 
+    /// Runs every round, some at a time where they mostly wait. A round that panics is named, and fails the programme.
+    pub fn run(&self, at_a_time: usize, round: impl Fn(u64, &mut Random) + Sync) {
+        let rounds = Mutex::new(self.rounds());
+        let work = || {
+            while let Some(number) = { rounds.lock().unwrap().next() } {
+                let result = panic::catch_unwind(AssertUnwindSafe(|| round(number, &mut Random::of_round(number))));
+                if let Err(panic) = result {
+                    println!("{}: round {number} failed", self.name);
+                    panic::resume_unwind(panic);
+                }
+            }
+        };
+        thread::scope(|scope| (0..at_a_time).for_each(|_| drop(scope.spawn(work))));
+    }
+
     /// One more of what happened.
-    pub fn count(&mut self, what: &'static str) {
+    pub fn count(&self, what: &'static str) {
         self.add(what, 1);
     }
 
     /// More of what happened.
-    pub fn add(&mut self, what: &'static str, how_much: u64) {
-        *self.counts.entry(what).or_default() += how_much;
+    pub fn add(&self, what: &'static str, how_much: u64) {
+        *self.counts.lock().unwrap().entry(what).or_default() += how_much;
+    }
+
+    /// The most of what happened in one round.
+    pub fn most(&self, what: &'static str, how_much: u64) {
+        let mut counts = self.counts.lock().unwrap();
+        let most = counts.entry(what).or_default();
+        *most = how_much.max(*most);
     }
 
     /// Prints the line.
-    pub fn report(self) {
-        let counts: Vec<_> = self.counts.iter().map(|(what, count)| format!("{count} {what}")).collect();
+    pub fn report(&self) {
+        let counts = self.counts.lock().unwrap();
+        let counts: Vec<_> = counts.iter().map(|(what, count)| format!("{count} {what}")).collect();
         let rounds = self.rounds().count();
         println!(
             "{}: {rounds} rounds, {}; {:.0} s",
@@ -63,6 +89,12 @@ impl Programme {
             self.started.elapsed().as_secs_f64()
         );
     }
+}
+
+/// Lets time pass: what a round breaks, it breaks at some moment.
+pub fn pass(time: Duration) {
+    let (_open, never) = mpsc::channel::<()>();
+    let _ = never.recv_timeout(time);
 }
 
 /// The choices of one round: splitmix64, the same for the same round.
