@@ -1,0 +1,1 @@
+//! Small and hostile places.
