@@ -4,8 +4,10 @@ use std::env;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use crate::common::Scratch;
+use crate::common::{Scratch, DEADLINE};
 
 /// Says that the process is in a mount namespace of its own.
 const PRIVATE: &str = "POSTWIRE_FAULTS_PRIVATE";
@@ -111,6 +113,25 @@ pub fn run(program: &str, arguments: &[&str]) {
 
 fn run_quietly(program: &str, arguments: &[&str]) -> Output {
     Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("can't run {program}: {error}"))
+}
+
+/// Lets time go by: to hit a random moment, never in the hope that something has happened by then.
+#[allow(clippy::disallowed_methods)]
+pub fn pause(time: Duration) {
+    thread::sleep(time);
+}
+
+/// Looks again and again until `look` finds something.
+#[track_caller]
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited {DEADLINE:?} for {what}");
+        pause(Duration::from_millis(2));
+    }
 }
 
 /// The value of a key in one line of `--json`, as it stands there without quotes; enough for names that need no escape.

@@ -9,11 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::thread::sleep;
 use std::time::Duration;
 
 use crate::common::{client, client_spawn, random_file, Run, Running, Scratch, Server, Signal};
-use crate::mounts::{in_private_namespace, json_value, make_ext4, names_in, run, Frozen, Mount};
+use crate::mounts::{in_private_namespace, json_value, make_ext4, names_in, pause, run, Frozen, Mount};
 use crate::proxy::{Faults, Line, Proxy};
 use crate::{Programme, Random};
 
@@ -193,11 +192,11 @@ impl<'a> Round<'a> {
             }
         }
         let at_most = if by_receipts { Duration::from_millis(3) } else { line_time };
-        sleep(at_most.mul_f64(self.random.below(1000) as f64 / 1000.0));
+        pause(at_most.mul_f64(self.random.below(1000) as f64 / 1000.0));
         if self.random.below(3) == 0 {
             // What the system does on its own now and then: it brings half a file to the disk.
             run("sync", &["--file-system", &self.scratch.path("inner")]);
-            sleep(Duration::from_micros(self.random.below(10_000)));
+            pause(Duration::from_micros(self.random.below(10_000)));
         }
         let killed_before = self.random.below(3) == 0;
         if killed_before {
@@ -205,7 +204,7 @@ impl<'a> Round<'a> {
         }
         let frozen = Frozen::new(self.outer);
         // Whoever acknowledges without a sync still can; a sync can't end any more.
-        sleep(Duration::from_micros(self.random.below(20_000)));
+        pause(Duration::from_micros(self.random.below(20_000)));
         if !killed_before {
             server.signal(Signal::KILL);
         }
