@@ -86,16 +86,49 @@ impl<'a> Round<'a> {
 
     fn go(mut self, programme: &mut Programme) {
         self.make_files();
-        let inner_image = self.outer.path("inner");
-        run("cp", &["--sparse=always", &self.memory.path("template"), &inner_image]);
-        let copy_image = self.memory.path("copy");
-        let inner = Mount::new(self.scratch, "inner", &["-o", "loop,data=ordered", &inner_image]);
-        self.prepare_inbox(&inner.directory("inbox"));
-        // What the cut may not touch is on the device before.
-        run("sync", &["--file-system", inner.root()]);
-        self.write_unsynced(&inner.path("inbox"));
+        // Sometimes the power goes again while what the first cut left is continued.
+        let cuts = 1 + u64::from(self.random.below(3) == 0);
+        let mut image = self.memory.path("template");
+        let mut receipts = Vec::new();
+        for number in 0..cuts {
+            let inner_image = self.outer.path("inner");
+            run("cp", &["--sparse=always", &image, &inner_image]);
+            image = self.memory.path("copy");
+            let inner = Mount::new(self.scratch, "inner", &["-o", "loop,data=ordered", &inner_image]);
+            if number == 0 {
+                self.prepare_inbox(&inner.directory("inbox"));
+                // What the cut may not touch is on the device before.
+                run("sync", &["--file-system", inner.root()]);
+                self.write_unsynced(&inner.path("inbox"));
+            }
+            let said = self.send_until_cut(&inner.path("inbox"), &image);
+            drop(inner);
+            fs::remove_file(inner_image).unwrap();
 
-        let server = Server::start(&self.server_arguments(&inner.path("inbox")));
+            let new = self.receipts(&said);
+            programme.count("cuts");
+            programme.add("receipts before a cut", new.len() as u64);
+            programme.add("of them already there", new.iter().filter(|receipt| receipt.already).count() as u64);
+            let within = !new.is_empty() && new.len() < self.names.len();
+            programme.add("cuts between the first and the last receipt", within.into());
+            programme.add("cuts after the last receipt", (new.len() == self.names.len()).into());
+            receipts.extend(new);
+            let copy = Mount::new(self.scratch, "copy", &["-o", "loop,data=ordered", &image]);
+            let unacknowledged = self.check_after_cut(&copy.path("inbox"), &receipts, &said);
+            programme.add("names without a receipt", unacknowledged);
+            let partials = names_in(copy.path("inbox")).iter().filter(|name| is_partial(name)).count();
+            programme.add("partials in the image", partials as u64);
+        }
+        let copy = Mount::new(self.scratch, "copy", &["-o", "loop,data=ordered", &image]);
+        programme.add("files resumed", self.send_again(&copy.path("inbox")));
+        drop(copy);
+        fs::remove_file(image).unwrap();
+        fs::remove_dir_all(&self.source).unwrap();
+    }
+
+    /// The client sends all until the power goes; what it had said by then.
+    fn send_until_cut(&mut self, inbox: &str, image: &str) -> Run {
+        let server = Server::start(&self.server_arguments(inbox));
         // On a line that needs up to half a second for all of it, so that there is a middle to hit.
         let bytes: u64 = self.names.iter().map(|name| fs::metadata(self.source_of(name)).unwrap().len()).sum();
         let line_time = Duration::from_millis(80 + self.random.below(400));
@@ -103,26 +136,7 @@ impl<'a> Round<'a> {
         let to_server = Line { rate_bytes_per_second: Some(rate), ..Line::default() };
         let proxy = Proxy::start(([127, 0, 0, 1], server.port()).into(), Faults { to_server, ..Faults::default() });
         let client = client_spawn(&as_words(&self.client_arguments(&proxy.address().to_string())));
-        let (server, said) = self.cut(server, client, line_time, &copy_image);
-        let receipts = self.receipts(&said);
-        drop((server, inner));
-        fs::remove_file(inner_image).unwrap();
-
-        let copy = Mount::new(self.scratch, "copy", &["-o", "loop,data=ordered", &copy_image]);
-        let landed = self.check_after_cut(&copy.path("inbox"), &receipts, &said);
-        programme.add("receipts before the cut", receipts.len().try_into().unwrap());
-        programme.add("of them already there", receipts.iter().filter(|receipt| receipt.already).count() as u64);
-        programme.add("names without a receipt", (landed.saturating_sub(receipts.len())) as u64);
-        let within = !receipts.is_empty() && receipts.len() < self.names.len();
-        programme.add("cuts between the first and the last receipt", within.into());
-        programme.add("cuts after the last receipt", (receipts.len() == self.names.len()).into());
-        let kept = names_in(copy.path("inbox")).iter().filter(|name| is_partial(name)).count();
-        programme.add("partials in the image", kept as u64);
-        let resumed = self.send_again(&copy.path("inbox"));
-        programme.add("files resumed", resumed);
-        drop(copy);
-        fs::remove_file(copy_image).unwrap();
-        fs::remove_dir_all(&self.source).unwrap();
+        self.cut(server, client, line_time, image)
     }
 
     fn make_files(&mut self) {
@@ -172,7 +186,7 @@ impl<'a> Round<'a> {
         }
     }
 
-    fn server_arguments(&self, inbox: &'a str) -> Vec<&'a str> {
+    fn server_arguments<'b>(&self, inbox: &'b str) -> Vec<&'b str> {
         let way = if self.replaces { "replace" } else { "rename" };
         vec!["--dir", inbox, "--if-exists", way, "--min-free", "0"]
     }
@@ -184,7 +198,7 @@ impl<'a> Round<'a> {
     }
 
     /// Lets them run for a random while, then takes the image as it is in one moment.
-    fn cut(&mut self, mut server: Server, mut client: Running, line_time: Duration, copy: &str) -> (Run, Run) {
+    fn cut(&mut self, mut server: Server, mut client: Running, line_time: Duration, image: &str) -> Run {
         let by_receipts = self.random.below(3) == 0;
         if by_receipts {
             for _ in 0..self.random.below(self.names.len() as u64) {
@@ -210,9 +224,10 @@ impl<'a> Round<'a> {
         }
         // What it has printed by its end counts: nothing that was acknowledged may depend on what came after the cut.
         let said = client.kill();
-        run("cp", &["--sparse=always", &self.outer.path("inner"), copy]);
+        run("cp", &["--sparse=always", &self.outer.path("inner"), image]);
         drop(frozen);
-        (server.wait(), said)
+        server.wait();
+        said
     }
 
     fn receipts(&self, said: &Run) -> Vec<Receipt> {
@@ -229,22 +244,22 @@ impl<'a> Round<'a> {
             .collect()
     }
 
-    /// The rules of the image; gives the number of names that hold a file of the client.
-    fn check_after_cut(&self, inbox: &str, receipts: &[Receipt], said: &Run) -> usize {
+    /// The rules of the image; gives the number of the client's files in it that have no receipt.
+    fn check_after_cut(&self, inbox: &str, receipts: &[Receipt], said: &Run) -> u64 {
         let acknowledged: BTreeSet<_> = receipts.iter().map(|receipt| receipt.stored.as_str()).collect();
         for Receipt { name, stored, .. } in receipts {
             let found = fs::read(format!("{inbox}/{stored}"));
             let right = found.is_ok_and(|found| found == self.content_of(name));
             said.assert(right, &self.rule(&format!("{stored} was acknowledged and is not there, or not right")));
         }
-        let mut landed = 0;
+        let mut unacknowledged = 0;
         for stored in names_in(inbox).iter().filter(|name| !is_partial(name)) {
             let name = base_of(stored);
             let before = self.before.get(&name).copied();
             said.assert(before.is_some(), &self.rule(&format!("{stored} is a name that nobody sent")));
             let found = fs::read(format!("{inbox}/{stored}")).unwrap();
             let is_new = found == self.content_of(&name);
-            landed += usize::from(is_new);
+            unacknowledged += u64::from(is_new && !acknowledged.contains(stored.as_str()));
             let is_old = before == Some(Before::Other) && *stored == name && found == other_content(&name);
             // This test wrote it without a sync: it may be short until somebody acknowledged it.
             let is_ours =
@@ -256,7 +271,7 @@ impl<'a> Round<'a> {
             let kept = fs::read(format!("{inbox}/{name}")).is_ok_and(|found| found == other_content(name));
             said.assert(kept, &self.rule(&format!("{name} was there and was not to be touched")));
         }
-        landed
+        unacknowledged
     }
 
     /// The same command at a server on what the cut left ends well; gives the number of files that went on.
