@@ -29,7 +29,6 @@ fn a_full_disk_refuses_and_goes_on() {
     let mut programme = Programme::new("disk: full", 20);
     for round in programme.rounds() {
         let mut random = Random::of_round(round);
-        println!("round {round}");
         too_large_for_what_is_free(&mut programme);
         fills_up_in_the_middle(&mut random, &mut programme);
         fills_up_without_reservation(&mut random, &mut programme);
