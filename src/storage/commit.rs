@@ -192,6 +192,11 @@ impl Step {
         if self.outcome.is_err() {
             return;
         }
+        // Others can write to the directory too, and whatever has the partial's name would get the real one.
+        if !partial.is_intact() {
+            self.outcome = Err(Failure::new("name", partial.label().clone(), Errno::STALE));
+            return;
+        }
         match give_name(partial.dir(), partial.name(), meta.path.file_name(), *if_exists) {
             Ok(name) => {
                 partial.named();

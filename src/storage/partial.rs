@@ -143,6 +143,12 @@ impl Partial {
         self.held.name.as_ref()
     }
 
+    /// Whether its name still is its own, and its size the whole file's.
+    pub(super) fn is_intact(&self) -> bool {
+        is_named(&self.held.dir, self.name(), &self.held.file)
+            && Entry::of(&self.held.file).is_ok_and(|entry| entry.size == self.size)
+    }
+
     pub(super) fn dir(&self) -> &Arc<Dir> {
         &self.place.dir
     }

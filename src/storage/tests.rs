@@ -396,3 +396,18 @@ fn a_write_and_a_read_of_one_partial_may_come_from_two_threads() {
         assert_eq!(crc, crc32fast::hash(&content[..BLOCK]));
     });
 }
+
+#[test]
+fn what_took_the_place_of_a_partial_gets_no_real_name() {
+    let (root, store) = store(IfExists::Rename);
+    let content = content(2, 1);
+    let meta = meta("file", &content);
+    let partial = store.open_partial(&meta).unwrap();
+    partial.write_at(0, &content).unwrap();
+    let name = root.path().join(partial.name());
+    fs::rename(&name, root.path().join("taken")).unwrap();
+    symlink("/etc", &name).unwrap();
+    assert_eq!(refusal(outcome(|done| store.commit(partial, meta, done))), Refusal::Failed);
+    assert!(fs::symlink_metadata(root.path().join("file")).is_err());
+    assert!(name.is_symlink(), "nor is it removed");
+}

@@ -467,8 +467,10 @@ impl Inner {
                 self.advance(files, number)
             }
             Compared::Existing(Ok(existing)) => {
-                let crc = file.finish.map_or(0, |(crc, _)| crc);
-                self.confirm(file, number, existing, crc);
+                match file.finish {
+                    Some((crc, _)) => self.confirm(file, number, existing, crc),
+                    None => file.stage = Stage::Equal(existing),
+                }
                 Ok(())
             }
             Compared::Existing(Err(sums)) => self.receive_after_all(files, number, sums),
@@ -512,12 +514,16 @@ impl Inner {
             return Err(Error::violation("6.7", "FINISH with another size, twice, or unasked"));
         }
         file.finish = Some((crc, grew));
-        // A file that was there may have been found equal before its CRC was known.
-        if let Stage::Committing { already: true, crc: known } = &mut file.stage {
-            *known = crc;
-            return Ok(());
+        match std::mem::replace(&mut file.stage, Stage::Waiting) {
+            Stage::Equal(existing) => {
+                self.confirm(file, number, existing, crc);
+                Ok(())
+            }
+            stage => {
+                file.stage = stage;
+                self.advance(files, number)
+            }
         }
-        self.advance(files, number)
     }
 
     /// Commits a file when it is complete; asks for more of it when it is not.

@@ -50,6 +50,8 @@ pub(super) enum Stage {
     Receiving(Option<Arc<Partial>>),
     /// Compared with files of its size that were there.
     Candidates(Vec<Existing>),
+    /// An equal one was there; its receipt waits for FINISH, which has the CRC.
+    Equal(Existing),
     /// With the storage.
     Committing { already: bool, crc: u32 },
 }

@@ -11,7 +11,10 @@ mod common;
 #[path = "../tools/proxy.rs"]
 mod proxy;
 
+mod disk;
 mod kill;
+mod mounts;
+mod power;
 
 use std::collections::BTreeMap;
 use std::env;

@@ -1,0 +1,152 @@
+//! File systems of our own, in a mount namespace that ends with the programme: nothing stays mounted, however it ends.
+
+use std::env;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::common::{Scratch, DEADLINE};
+
+/// Says that the process is in a mount namespace of its own.
+const PRIVATE: &str = "POSTWIRE_FAULTS_PRIVATE";
+
+/// Runs the test of this name again in a mount namespace of its own; true in there. Without root it prints that it is skipped.
+pub fn in_private_namespace(test: &str) -> bool {
+    if env::var_os(PRIVATE).is_some() {
+        return true;
+    }
+    if !rustix::process::geteuid().is_root() {
+        println!("{test}: skipped, it mounts file systems and so needs root");
+        return false;
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "--"]).arg(env::current_exe().unwrap());
+    command.args([test, "--exact", "--ignored", "--nocapture", "--test-threads", "1"]).env(PRIVATE, "1");
+    assert!(command.status().unwrap().success(), "{test} failed in its namespace");
+    false
+}
+
+/// A mounted file system, unmounted when dropped.
+pub struct Mount(String);
+
+impl Mount {
+    /// Mounts on a directory of a scratch, which it makes.
+    #[track_caller]
+    pub fn new(scratch: &Scratch, name: &str, arguments: &[&str]) -> Mount {
+        Mount::try_new(scratch, name, arguments).unwrap_or_else(|why| panic!("can't mount {arguments:?}: {why}"))
+    }
+
+    /// The same, of a kind that the kernel may not know.
+    pub fn try_new(scratch: &Scratch, name: &str, arguments: &[&str]) -> Result<Mount, String> {
+        let at = scratch.directory(name);
+        let output = Command::new("mount").args(arguments).arg(&at).output().unwrap();
+        if output.status.success() {
+            Ok(Mount(at))
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
+        }
+    }
+
+    /// A tmpfs with such options.
+    #[track_caller]
+    pub fn tmpfs(scratch: &Scratch, name: &str, options: &str) -> Mount {
+        Mount::new(scratch, name, &["-t", "tmpfs", "-o", options, "tmpfs"])
+    }
+
+    /// The path of `name` in it, which need not exist.
+    pub fn path(&self, name: &str) -> String {
+        format!("{}/{name}", self.0)
+    }
+
+    /// Makes a directory in it.
+    pub fn directory(&self, name: &str) -> String {
+        let path = self.path(name);
+        fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    /// Where it is mounted.
+    pub fn root(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // Whoever was killed may need a moment more to let go: then it goes with the last of them.
+        if !run_quietly("umount", &[&self.0]).status.success() {
+            run_quietly("umount", &["--lazy", &self.0]);
+        }
+    }
+}
+
+/// Stops every write to a file system at once, until dropped.
+pub struct Frozen<'a>(&'a Mount);
+
+impl Frozen<'_> {
+    pub fn new(mount: &Mount) -> Frozen<'_> {
+        run("fsfreeze", &["--freeze", &mount.0]);
+        Frozen(mount)
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        run_quietly("fsfreeze", &["--unfreeze", &self.0 .0]);
+    }
+}
+
+/// Makes an empty image of so many bytes and an ext4 in it.
+pub fn make_ext4(image: &str, size_bytes: u64, options: &[&str]) {
+    fs::File::create(image).unwrap().set_len(size_bytes).unwrap();
+    run("mkfs.ext4", &[&["-q", "-F"], options, &[image]].concat());
+}
+
+/// Runs a tool, which must end well.
+#[track_caller]
+pub fn run(program: &str, arguments: &[&str]) {
+    let output = run_quietly(program, arguments);
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn run_quietly(program: &str, arguments: &[&str]) -> Output {
+    Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("can't run {program}: {error}"))
+}
+
+/// Lets time go by: to hit a random moment, never in the hope that something has happened by then.
+#[allow(clippy::disallowed_methods)]
+pub fn pause(time: Duration) {
+    thread::sleep(time);
+}
+
+/// Looks again and again until `look` finds something.
+#[track_caller]
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited {DEADLINE:?} for {what}");
+        pause(Duration::from_millis(2));
+    }
+}
+
+/// The value of a key in one line of `--json`, as it stands there without quotes; enough for names that need no escape.
+pub fn json_value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+    let (_, rest) = line.split_once(&format!("\"{key}\":"))?;
+    match rest.strip_prefix('"') {
+        Some(text) => text.split_once('"').map(|(value, _)| value),
+        None => rest.split_once([',', '}']).map(|(value, _)| value),
+    }
+}
+
+/// The names in a directory, sorted.
+pub fn names_in(directory: impl AsRef<Path>) -> Vec<String> {
+    let entries = fs::read_dir(directory.as_ref()).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
