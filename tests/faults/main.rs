@@ -12,6 +12,7 @@ mod common;
 mod proxy;
 
 mod kill;
+mod network;
 
 use std::collections::BTreeMap;
 use std::env;
