@@ -76,6 +76,8 @@ pub(crate) fn refuse(conn: &Conn, error: &Error) {
         Error::Refused(refusal) => *refusal,
         Error::Timeout { .. } => Refusal::HelloTimeout(u64::try_from(HELLO_TIMEOUT.as_millis()).unwrap_or(u64::MAX)),
         Error::Wire(WireError::NotPostwire { .. }) => Refusal::NotPostwire,
+        // The client tries again where nobody says that it broke a rule.
+        Error::Wire(error) if error.is_damage() => return conn.end(),
         Error::Wire(_) | Error::Violation(_) => Refusal::Protocol,
         _ => return conn.end(),
     };
