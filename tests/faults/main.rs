@@ -11,6 +11,7 @@ mod common;
 #[path = "../tools/proxy.rs"]
 mod proxy;
 
+mod bits;
 mod kill;
 mod network;
 

@@ -210,7 +210,7 @@ fn round(plan: &Plan) -> Vec<&'static str> {
         texts_at_least += 1;
         counts.push("second runs");
     }
-    let run = client.wait();
+    let mut run = client.wait();
     if proxy.flipped_bits() > 0 {
         counts.push("with flipped bits");
     }
@@ -234,7 +234,7 @@ fn round(plan: &Plan) -> Vec<&'static str> {
         });
         let mut again = place.start(&place.server.address());
         place.until_ended(&mut again);
-        let run = again.wait();
+        run = again.wait();
         run.assert_code(0);
         place.check_receipts(&run);
         place.check_inbox(true);
