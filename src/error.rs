@@ -342,9 +342,14 @@ impl fmt::Display for Goodbye {
 }
 
 impl WireError {
-    /// What a line does to the frames of a peer that broke no rule: a break (PROTOCOL 1.4, 1.5, 1.7).
+    /// What a line does to the frames of a peer that broke no rule: a break (PROTOCOL 1.4, 1.5, 1.7). An end before the
+    /// first byte is one too.
     pub(crate) fn is_damage(&self) -> bool {
-        matches!(self, WireError::HeadCrc { .. } | WireError::TailCrc { .. } | WireError::EndInsideFrame)
+        match self {
+            WireError::HeadCrc { .. } | WireError::TailCrc { .. } | WireError::EndInsideFrame => true,
+            WireError::NotPostwire { start } => start.is_empty(),
+            _ => false,
+        }
     }
 }
 
