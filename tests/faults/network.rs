@@ -154,9 +154,10 @@ struct Place<'a> {
     sources: Vec<(String, String)>,
     inbox: String,
     server: Server,
-    /// The console's items that have not been accepted.
+    /// The console's items that have not been accepted, without the nickname that they are for.
     unsaid: Vec<String>,
-    is_there: bool,
+    /// The client, when it is there.
+    nick: Option<String>,
 }
 
 fn round(plan: &Plan) -> Vec<&'static str> {
@@ -270,7 +271,7 @@ impl Place<'_> {
             true => Server::start(&["--json"]),
             false => Server::start(&["--json", "--dir", &inbox]),
         };
-        Place { plan, _scratch: scratch, sources, inbox, server, unsaid: Vec::new(), is_there: false }
+        Place { plan, _scratch: scratch, sources, inbox, server, unsaid: Vec::new(), nick: None }
     }
 
     /// Starts the command towards an address.
@@ -279,9 +280,11 @@ impl Place<'_> {
         let count = (self.sources.len() + usize::from(self.plan.text.is_some())).to_string();
         if self.plan.is_down {
             arguments.extend(["--nick", "b7", "--stay", "--count", &count, "--dir", &self.inbox]);
-            self.unsaid = self.sources.iter().map(|(_, path)| format!("/send {path} @b7")).collect();
-            self.unsaid.extend(self.plan.text.iter().map(|text| format!("/msg b7 {text}")));
-            self.is_there = false;
+            self.unsaid = self.sources.iter().map(|(_, path)| format!("/send {path} @NICK")).collect();
+            self.unsaid.extend(self.plan.text.iter().map(|text| format!("/msg NICK {text}")));
+            // Who came before does not count; the name b7 may still be taken by one whose end has not been heard of.
+            while self.server.find_stdout(came).is_some() {}
+            self.nick = None;
         } else {
             arguments.extend(self.sources.iter().map(|(_, path)| path.as_str()));
             arguments.extend(self.plan.text.iter().flat_map(|text| ["--text", text]));
@@ -291,18 +294,18 @@ impl Place<'_> {
 
     /// Types what the client is to get once it is there; what was typed while it was away is typed again when it is back.
     fn console(&mut self) {
-        if self.server.find_stdout(|line| line.contains("\"peer_connected\"")).is_some() {
-            self.is_there = true;
+        while let Some(line) = self.server.find_stdout(came) {
+            self.nick = Some(field(&line, "nick").to_owned());
         }
-        while self.is_there && !self.unsaid.is_empty() {
-            self.server.type_line(&self.unsaid[0].clone());
+        while let (Some(nick), Some(line)) = (&self.nick, self.unsaid.first()) {
+            self.server.type_line(&line.replace("NICK", nick));
             // What is no command has an answer, and answers come in order.
             self.server.type_line("/typed");
             let nobody = "nobody is called";
             let line = self.server.wait_stdout(|line| line.contains("/typed") || line.contains(nobody));
             if line.contains(nobody) {
                 self.server.wait_stdout(|line| line.contains("/typed"));
-                self.is_there = false;
+                self.nick = None;
             } else {
                 self.unsaid.remove(0);
             }
@@ -384,6 +387,11 @@ impl Place<'_> {
         let rule = format!("round {}: a text came {} times, not {least} to {most}", self.plan.round, texts.len());
         printed.assert((least..=most).contains(&texts.len()), &rule);
     }
+}
+
+/// Somebody is there.
+fn came(line: &str) -> bool {
+    line.contains("\"peer_connected\"")
 }
 
 /// The value of a key in a flat object, as it stands there.
