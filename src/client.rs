@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::{Config, Retry, RETRY_BROKEN, RETRY_FIRST, RETRY_LONGEST};
 use crate::conn::{dial, lookup, Address};
-use crate::error::{Error, Goodbye, Refusal, Result, WireError};
+use crate::error::{Error, Goodbye, Refusal, Result};
 use crate::event::{Event, Events, State, Text};
 use crate::hub::{check_text, encode_text, event_of, introduction, offered_name, random_run, receive_budget, Seen};
 use crate::name::{Nickname, SafePath};
@@ -342,9 +342,7 @@ impl Shared {
         let passing = match error {
             Error::Broken { .. } | Error::Timeout { .. } | Error::Connect { .. } | Error::NoSuchHost { .. } => true,
             Error::Goodbye(reason) => matches!(reason, Goodbye::Stopping | Goodbye::TooSlow | Goodbye::Done),
-            Error::Wire(wire) => {
-                matches!(wire, WireError::HeadCrc { .. } | WireError::TailCrc { .. } | WireError::EndInsideFrame)
-            }
+            Error::Wire(wire) => wire.is_damage(),
             Error::Refused(Refusal::Stopping | Refusal::Busy(_)) => self.config.retry != Retry::Default,
             _ => false,
         };

@@ -341,6 +341,18 @@ impl fmt::Display for Goodbye {
     }
 }
 
+impl WireError {
+    /// What a line does to the frames of a peer that broke no rule: a break (PROTOCOL 1.4, 1.5, 1.7). An end before the
+    /// first byte is one too.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            WireError::HeadCrc { .. } | WireError::TailCrc { .. } | WireError::EndInsideFrame => true,
+            WireError::NotPostwire { start } => start.is_empty(),
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Display for WireError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

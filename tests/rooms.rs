@@ -184,7 +184,7 @@ fn a_long_text_with_a_damaged_tail_ends_the_connection() {
     peer.write_all(&bytes).unwrap();
     let mut answer = Vec::new();
     peer.read_to_end(&mut answer).unwrap();
-    assert_eq!(answer.len() - 36, answer.iter().position(|&byte| byte == 0x84).unwrap(), "REFUSED is the last frame");
+    assert!(!answer.contains(&0x84), "REFUSED would tell a client not to try again");
     assert!(!server.terminate().stdout.contains("xxx"), "a flipped bit never reaches a text");
 }
 

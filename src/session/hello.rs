@@ -75,6 +75,8 @@ pub(crate) fn refuse(conn: &Conn, error: &Error) {
     let refusal = match error {
         Error::Refused(refusal) => *refusal,
         Error::Timeout { .. } => Refusal::HelloTimeout(u64::try_from(HELLO_TIMEOUT.as_millis()).unwrap_or(u64::MAX)),
+        // The client tries again where nobody says that it broke a rule.
+        Error::Wire(error) if error.is_damage() => return conn.end(),
         Error::Wire(WireError::NotPostwire { .. }) => Refusal::NotPostwire,
         Error::Wire(_) | Error::Violation(_) => Refusal::Protocol,
         _ => return conn.end(),

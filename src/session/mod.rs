@@ -120,8 +120,11 @@ impl Session {
         let result = self.read(&mut reader, epoch);
         let violation = self.turn.take().violation.take();
         let result = violation.map_or(result, Err);
-        if let Err(Error::Violation(_) | Error::Wire(_)) = &result {
-            self.refuse_connection(Refusal::Protocol);
+        match &result {
+            // A peer that is told of a rule gives up; what the line did is a break, and is taken up again.
+            Err(Error::Wire(error)) if error.is_damage() => {}
+            Err(Error::Violation(_) | Error::Wire(_)) => self.refuse_connection(Refusal::Protocol),
+            _ => {}
         }
         self.mailbox.detach(epoch);
         self.inbound.close();

@@ -174,6 +174,26 @@ impl Running {
         self.until("a line on stderr", |running| running.stderr.find(&wanted))
     }
 
+    /// The same without waiting.
+    pub fn find_stdout(&mut self, wanted: impl Fn(&str) -> bool) -> Option<String> {
+        self.stdout.find(&wanted)
+    }
+
+    /// Whether it ends within so long, a few milliseconds.
+    pub fn ends_within(&mut self, at_most: Duration) -> bool {
+        let deadline = Instant::now() + at_most;
+        loop {
+            if self.child.try_wait().unwrap().is_some() {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            self.stdout.listen(left);
+        }
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         kill_process(self.pid(), signal).unwrap();

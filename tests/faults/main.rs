@@ -11,9 +11,11 @@ mod common;
 #[path = "../tools/proxy.rs"]
 mod proxy;
 
+mod bits;
 mod disk;
 mod kill;
 mod mounts;
+mod network;
 mod power;
 
 use std::collections::BTreeMap;

@@ -46,6 +46,7 @@ pub struct Pump {
     pub is_done: bool,
     is_stalled: bool,
     half_closed: bool,
+    flipped_bits: u64,
 }
 
 struct Piece {
@@ -69,7 +70,13 @@ impl Pump {
             is_done: false,
             is_stalled: false,
             half_closed: false,
+            flipped_bits: 0,
         }
+    }
+
+    /// How many bits were flipped since the last call.
+    pub fn take_flipped(&mut self) -> u64 {
+        std::mem::take(&mut self.flipped_bits)
     }
 
     /// Reads and writes what can be without waiting; gives the bytes written. An error: reset both ends.
@@ -152,6 +159,7 @@ impl Pump {
             let offset = (bit / 8).checked_sub(start).and_then(|offset| usize::try_from(offset).ok());
             if let Some(byte) = offset.and_then(|offset| self.buffer[..count].get_mut(offset)) {
                 *byte ^= 1 << (bit % 8);
+                self.flipped_bits += 1;
             }
         }
         let mut at = 0;

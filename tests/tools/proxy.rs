@@ -29,8 +29,22 @@ pub struct Faults {
     pub to_client: Line,
     /// Only the first so many connections have faults; later ones are clean.
     pub only_connections: Option<usize>,
+    /// The first connections have these instead, each its own: to the server, to the client.
+    pub by_connection: Vec<[Line; 2]>,
     /// Where the random sizes of the pieces start.
     pub seed: u64,
+}
+
+impl Faults {
+    fn of_connection(&self, number: usize) -> Faults {
+        match self.by_connection.get(number) {
+            Some([to_server, to_client]) => {
+                Faults { to_server: to_server.clone(), to_client: to_client.clone(), ..Faults::default() }
+            }
+            None if self.only_connections.is_none_or(|first| number < first) => self.clone(),
+            None => Faults::default(),
+        }
+    }
 }
 
 /// Which way bytes go.
@@ -51,9 +65,12 @@ pub struct Proxy {
 struct Shared {
     target: SocketAddr,
     faults: Faults,
+    /// How many had been accepted when these faults were set.
+    accepted_before: usize,
     accepted: usize,
     forwarded_to_server: u64,
     forwarded_to_client: u64,
+    flipped_bits: u64,
     paused: bool,
     stopping: bool,
     /// Connections accepted before the last `kill_all` have a lower number than this.
@@ -66,7 +83,8 @@ impl Proxy {
     pub fn start(target: SocketAddr, faults: Faults) -> Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         listener.set_nonblocking(true).unwrap();
-        if faults.to_server.rate_bytes_per_second.is_some() {
+        let has_rate = |line: &Line| line.rate_bytes_per_second.is_some();
+        if has_rate(&faults.to_server) || faults.by_connection.iter().any(|[to_server, _]| has_rate(to_server)) {
             // Connections inherit it; set later it would not shrink the first window.
             sockopt::set_socket_recv_buffer_size(&listener, SLOW_BUFFER_BYTES).unwrap();
         }
@@ -74,9 +92,11 @@ impl Proxy {
         let shared = Arc::new(Mutex::new(Shared {
             target,
             faults,
+            accepted_before: 0,
             accepted: 0,
             forwarded_to_server: 0,
             forwarded_to_client: 0,
+            flipped_bits: 0,
             paused: false,
             stopping: false,
             kills: 0,
@@ -97,6 +117,12 @@ impl Proxy {
         lock(&self.shared).target = target;
     }
 
+    /// Later connections have these faults, and are counted anew.
+    pub fn set_faults(&self, faults: Faults) {
+        let mut shared = lock(&self.shared);
+        (shared.faults, shared.accepted_before) = (faults, shared.accepted);
+    }
+
     /// How many connections have been accepted so far.
     pub fn connections(&self) -> usize {
         lock(&self.shared).accepted
@@ -109,6 +135,11 @@ impl Proxy {
             Direction::ToServer => shared.forwarded_to_server,
             Direction::ToClient => shared.forwarded_to_client,
         }
+    }
+
+    /// How many of the bits to flip have come by, over all connections.
+    pub fn flipped_bits(&self) -> u64 {
+        lock(&self.shared).flipped_bits
     }
 
     /// Resets every connection at both ends; returns when that is done. The proxy goes on accepting.
@@ -168,11 +199,10 @@ fn accept_until_stopped(listener: &TcpListener, shared: &Arc<Mutex<Shared>>) {
 
 fn start_carrier(client: TcpStream, shared: &Arc<Mutex<Shared>>) {
     let mut locked = lock(shared);
-    let number = locked.accepted;
+    let number = locked.accepted - locked.accepted_before;
     locked.accepted += 1;
     let kills = locked.kills;
-    let has_faults = locked.faults.only_connections.is_none_or(|first| number < first);
-    let faults = if has_faults { locked.faults.clone() } else { Faults::default() };
+    let faults = locked.faults.of_connection(number);
     let seed = locked.faults.seed.wrapping_add(u64::try_from(number).unwrap());
     let target = locked.target;
     let for_thread = Arc::clone(shared);
@@ -258,13 +288,14 @@ impl Carrier {
             let now = Instant::now();
             let up = self.up.step(&self.client, &self.server, now);
             let down = self.down.step(&self.server, &self.client, now);
-            let (Ok(up), Ok(down)) = (up, down) else {
-                return End::Reset;
-            };
             {
                 let mut shared = lock(&self.shared);
-                shared.forwarded_to_server += up;
-                shared.forwarded_to_client += down;
+                shared.forwarded_to_server += up.as_ref().unwrap_or(&0);
+                shared.forwarded_to_client += down.as_ref().unwrap_or(&0);
+                shared.flipped_bits += self.up.take_flipped() + self.down.take_flipped();
+            }
+            if up.is_err() || down.is_err() {
+                return End::Reset;
             }
             if self.up.is_done && self.down.is_done {
                 return End::Closed;
