@@ -53,8 +53,9 @@ impl Programme {
     /// Runs every round, some at a time where they mostly wait. A round that panics is named, and fails the programme.
     pub fn run(&self, at_a_time: usize, round: impl Fn(u64, &mut Random) + Sync) {
         let rounds = Mutex::new(self.rounds());
+        let next = || rounds.lock().unwrap().next();
         let work = || {
-            while let Some(number) = { rounds.lock().unwrap().next() } {
+            while let Some(number) = next() {
                 let result = panic::catch_unwind(AssertUnwindSafe(|| round(number, &mut Random::of_round(number))));
                 if let Err(panic) = result {
                     println!("{}: round {number} failed", self.name);
