@@ -26,18 +26,18 @@ fn a_full_disk_refuses_and_goes_on() {
     if !in_private_namespace("disk::a_full_disk_refuses_and_goes_on") {
         return;
     }
-    let mut programme = Programme::new("disk: full", 20);
+    let programme = Programme::new("disk: full", 20);
     for round in programme.rounds() {
         let mut random = Random::of_round(round);
-        too_large_for_what_is_free(&mut programme);
-        fills_up_in_the_middle(&mut random, &mut programme);
-        fills_up_without_reservation(&mut random, &mut programme);
-        no_inodes(&mut programme);
+        too_large_for_what_is_free(&programme);
+        fills_up_in_the_middle(&mut random, &programme);
+        fills_up_without_reservation(&mut random, &programme);
+        no_inodes(&programme);
     }
     programme.report();
 }
 
-fn too_large_for_what_is_free(programme: &mut Programme) {
+fn too_large_for_what_is_free(programme: &Programme) {
     let scratch = Scratch::new();
     let disk = Mount::tmpfs(&scratch, "disk", "size=8m");
     let server = Server::start(&["--dir", disk.root()]);
@@ -52,7 +52,7 @@ fn too_large_for_what_is_free(programme: &mut Programme) {
 }
 
 /// Another writer takes the rest of the disk while a file arrives.
-fn fills_up_in_the_middle(random: &mut Random, programme: &mut Programme) {
+fn fills_up_in_the_middle(random: &mut Random, programme: &Programme) {
     let scratch = Scratch::new();
     let disk = Mount::tmpfs(&scratch, "disk", "size=200m");
     let server = Server::start(&["--dir", disk.root(), "--min-free", "64k"]);
@@ -89,7 +89,7 @@ fn fills_up_in_the_middle(random: &mut Random, programme: &mut Programme) {
 }
 
 /// The same on a file system that can't reserve: the write itself meets the end.
-fn fills_up_without_reservation(random: &mut Random, programme: &mut Programme) {
+fn fills_up_without_reservation(random: &mut Random, programme: &Programme) {
     let scratch = Scratch::new();
     let disk = Mount::tmpfs(&scratch, "disk", "size=8m");
     let server = server_with(&["fallocate:error=EOPNOTSUPP"], &["--dir", disk.root(), "--min-free", "0"]);
@@ -108,7 +108,7 @@ fn fills_up_without_reservation(random: &mut Random, programme: &mut Programme) 
     programme.count("disks filled under a write");
 }
 
-fn no_inodes(programme: &mut Programme) {
+fn no_inodes(programme: &Programme) {
     let scratch = Scratch::new();
     let disk = Mount::tmpfs(&scratch, "disk", "size=8m,nr_inodes=20");
     let server = Server::start(&["--dir", disk.root()]);
@@ -139,7 +139,7 @@ fn no_inodes(programme: &mut Programme) {
 #[test]
 #[ignore = "a fault programme: scripts/test-slow"]
 fn a_limit_on_the_size_of_files_refuses_and_goes_on() {
-    let mut programme = Programme::new("disk: ulimit -f", 10);
+    let programme = Programme::new("disk: ulimit -f", 10);
     for round in programme.rounds() {
         let scratch = Scratch::new();
         let inbox = scratch.directory("inbox");
@@ -263,7 +263,7 @@ fn picture(directory: &str) -> Vec<String> {
 #[test]
 #[ignore = "a fault programme: scripts/test-slow"]
 fn what_stands_where_a_file_goes_is_passed_over() {
-    let mut programme = Programme::new("disk: hostile names", 400);
+    let programme = Programme::new("disk: hostile names", 400);
     for round in programme.rounds() {
         let mut random = Random::of_round(round);
         let scratch = Scratch::new();
@@ -323,7 +323,7 @@ fn what_stands_where_a_file_goes_is_passed_over() {
 #[test]
 #[ignore = "a fault programme: scripts/test-slow"]
 fn a_directory_that_changes_during_a_transfer_misleads_nobody() {
-    let mut programme = Programme::new("disk: hostile moments", 150);
+    let programme = Programme::new("disk: hostile moments", 150);
     for round in programme.rounds() {
         let mut random = Random::of_round(round);
         let scratch = Scratch::new();
@@ -418,7 +418,7 @@ fn what_a_file_system_does_not_offer_is_done_without() {
             "fsync:error=EINVAL",
         ],
     ];
-    let mut programme = Programme::new("disk: not offered", 1);
+    let programme = Programme::new("disk: not offered", 1);
     for answers in ANSWERS {
         for way in ["rename", "replace"] {
             let scratch = Scratch::new();
@@ -441,7 +441,7 @@ fn other_file_systems_take_files() {
     if !in_private_namespace("disk::other_file_systems_take_files") {
         return;
     }
-    let mut programme = Programme::new("disk: other file systems", 1);
+    let programme = Programme::new("disk: other file systems", 1);
     let scratch = Scratch::new();
     let memory = Mount::tmpfs(&scratch, "memory", "size=400m");
     let layers: Vec<_> = ["lower", "upper", "work"].into_iter().map(|name| memory.directory(name)).collect();
@@ -519,7 +519,7 @@ fn send_all_kinds(scratch: &Scratch, server: &Server, inbox: &str, way: &str, is
 #[test]
 #[ignore = "a fault programme: scripts/test-slow"]
 fn two_servers_on_one_directory_lose_nothing() {
-    let mut programme = Programme::new("disk: two servers", 60);
+    let programme = Programme::new("disk: two servers", 60);
     for round in programme.rounds() {
         let mut random = Random::of_round(round);
         let scratch = Scratch::new();

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::common::{assert_same_file, client, client_spawn, Running, Scratch, Server};
+use crate::common::{assert_same_file, client_spawn, Scratch, Server};
 use crate::proxy::{Direction, Faults, Proxy};
 use crate::{pass, Programme, Random};
 
@@ -129,16 +129,18 @@ fn downward(
     random: &mut Random,
 ) -> u64 {
     let inbox = scratch.path("inbox");
-    let receive = |server: &mut Server| {
-        let receiver = client_spawn(&["--to", &server.address(), "--stay", "--dir", &inbox, "--nick", "board"]);
-        server.wait_stderr(|line| line == "board joined");
+    // A name each, so that the answers of one are not taken for another's.
+    let mut names = (1..).map(|number| format!("board-{number}"));
+    let mut name = String::new();
+    let mut begin = |server: &mut Server, name: &mut String| {
+        *name = names.next().unwrap();
+        let receiver = client_spawn(&["--to", &server.address(), "--stay", "--dir", &inbox, "--nick", name]);
+        server.wait_stderr(|line| line == format!("{name} joined"));
+        files.iter().for_each(|(path, _)| server.type_line(&format!("/send {path} @{name}")));
         receiver
     };
-    let send =
-        |server: &mut Server| files.iter().for_each(|(path, _)| server.type_line(&format!("/send {path} @board")));
     let mut server = Server::start(&[]);
-    let mut receiver = receive(&mut server);
-    send(&mut server);
+    let mut receiver = begin(&mut server, &mut name);
     for _ in 0..1 + random.below(3) {
         pass(Duration::from_millis(random.below(KILL_WITHIN_MS)));
         programme.count("kills");
@@ -147,14 +149,13 @@ fn downward(
             programme.count("kills");
             drop(server.kill());
             server = Server::start(&[]);
-        } else {
-            server.wait_stderr(|line| line == "board left");
         }
-        receiver = receive(&mut server);
-        send(&mut server);
+        receiver = begin(&mut server, &mut name);
     }
-    for _ in files {
-        server.wait_stderr(|line| line.starts_with("sent \"file-") || line.contains("already there"));
+    for (path, _) in files {
+        let file = Path::new(path).file_name().unwrap().to_str().unwrap();
+        let sent = format!("sent \"{file}\" to {name}");
+        server.wait_stderr(|line| line.starts_with(&sent));
     }
     drop(receiver.kill());
     drop(server.kill());

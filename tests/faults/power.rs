@@ -24,7 +24,7 @@ fn a_power_cut_loses_nothing_that_was_acknowledged() {
     if !in_private_namespace("power::a_power_cut_loses_nothing_that_was_acknowledged") {
         return;
     }
-    let mut programme = Programme::new("power", 300);
+    let programme = Programme::new("power", 300);
     let scratch = Scratch::new();
     // In memory, so that the time goes into cuts.
     let memory = Mount::tmpfs(&scratch, "memory", "size=1g");
@@ -32,7 +32,7 @@ fn a_power_cut_loses_nothing_that_was_acknowledged() {
     let outer = Mount::new(&scratch, "outer", &["-o", "loop,noatime", &memory.path("outer")]);
     make_ext4(&memory.path("template"), IMAGE_BYTES, &[]);
     for round in programme.rounds() {
-        Round::new(round, &scratch, &memory, &outer).go(&mut programme);
+        Round::new(round, &scratch, &memory, &outer).go(&programme);
     }
     programme.report();
 }
@@ -84,7 +84,7 @@ impl<'a> Round<'a> {
         }
     }
 
-    fn go(mut self, programme: &mut Programme) {
+    fn go(mut self, programme: &Programme) {
         self.make_files();
         // Sometimes the power goes again while what the first cut left is continued.
         let cuts = 1 + u64::from(self.random.below(3) == 0);
