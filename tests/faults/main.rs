@@ -17,6 +17,7 @@ mod kill;
 mod mounts;
 mod network;
 mod power;
+mod syscalls;
 
 use std::collections::BTreeMap;
 use std::env;
