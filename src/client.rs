@@ -62,7 +62,7 @@ impl Client {
     /// [`Error::Argument`] for the address, [`Error::File`] for [`Config::dir`], [`Error::System`].
     pub fn connect(address: &str, config: Config) -> Result<Client> {
         let parsed = Address::parse(address)?;
-        let store = config.dir.as_deref().map(|dir| Store::open(dir, (&config).into())).transpose()?.map(Arc::new);
+        let store = config.dir.as_deref().map(|dir| Store::open(dir, &config)).transpose()?.map(Arc::new);
         let events = Events::new(config.read_buffer_bytes);
         let (texts, files) = (events.clone(), events.clone());
         let mailbox = Mailbox::new(

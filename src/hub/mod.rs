@@ -70,7 +70,7 @@ impl Hub {
     /// # Errors
     /// The directory can't be opened, or the system has no random numbers.
     pub(crate) fn new(config: Config) -> Result<Arc<Hub>> {
-        let store = config.dir.as_deref().map(|dir| Store::open(dir, (&config).into())).transpose()?.map(Arc::new);
+        let store = config.dir.as_deref().map(|dir| Store::open(dir, &config)).transpose()?.map(Arc::new);
         Ok(Arc::new(Hub {
             run: random_run()?,
             events: Events::new(config.read_buffer_bytes),

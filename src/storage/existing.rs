@@ -12,6 +12,7 @@ use rustix::io::{retry_on_intr, Errno, Result};
 use super::block::{block_crc, crc};
 use super::dir::{Entry, Id, Place};
 use super::failure::{errno_of, is_not_offered, Failure};
+use super::Meta;
 use crate::name::SafePath;
 
 /// A regular file of the offered size.
@@ -30,6 +31,12 @@ impl Existing {
         Existing { place, path, size: entry.size, id: entry.id, file: OnceLock::new(), label }
     }
 
+    /// The candidate whose content is a small file's. One that can't be read is as good as different.
+    pub(crate) fn find_equal_small(candidates: Vec<Existing>, meta: &Meta) -> Option<Existing> {
+        let mut buffer = Vec::new();
+        candidates.into_iter().find(|existing| existing.crc(&mut buffer).is_ok_and(|crc| crc == meta.content_crc))
+    }
+
     /// The path it has below the directory.
     pub(crate) fn path(&self) -> &SafePath {
         &self.path
@@ -42,7 +49,7 @@ impl Existing {
     }
 
     /// The CRC of all of it; `buffer` is scratch.
-    pub(crate) fn crc(&self, buffer: &mut Vec<u8>) -> std::result::Result<u32, Failure> {
+    fn crc(&self, buffer: &mut Vec<u8>) -> std::result::Result<u32, Failure> {
         let file = self.file().map_err(|error| self.failure(error))?;
         crc(file, 0, self.size, buffer).map_err(|error| self.failure(errno_of(&error)))
     }

@@ -20,7 +20,6 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
@@ -66,36 +65,12 @@ impl Meta {
     }
 }
 
-/// What the user set for a [`Store`].
-#[derive(Debug, Clone)]
-pub(crate) struct Options {
-    pub(crate) if_exists: IfExists,
-    pub(crate) fsync: bool,
-    /// Bytes.
-    pub(crate) max_file: u64,
-    /// Bytes.
-    pub(crate) min_free: u64,
-    pub(crate) keep_partials: Duration,
-}
-
-impl From<&Config> for Options {
-    fn from(config: &Config) -> Options {
-        Options {
-            if_exists: config.if_exists,
-            fsync: config.fsync,
-            max_file: config.max_file,
-            min_free: config.min_free,
-            keep_partials: config.keep_partials,
-        }
-    }
-}
-
 /// One `--dir`. Its handle is opened once: whatever becomes of its name later, files go where it was.
 pub(crate) struct Store {
     root: Arc<Dir>,
     /// As the user named it, for this side's log.
     path: PathBuf,
-    options: Options,
+    config: Config,
     umask: Mode,
     room: Arc<Room>,
     anchors: Arc<Anchors>,
@@ -107,31 +82,32 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::File`] when it is not there, no directory, or can't be written.
-    pub(crate) fn open(dir: &Path, options: Options) -> Result<Store, Error> {
+    pub(crate) fn open(dir: &Path, config: &Config) -> Result<Store, Error> {
         let failed = |action| move |source: Errno| Error::File { action, path: dir.to_owned(), source: source.into() };
         let root = Arc::new(Dir::open(dir).map_err(failed("open"))?);
         root.check_writable().map_err(failed("write to"))?;
-        housekeeping::remove_old(&root, options.keep_partials);
+        housekeeping::remove_old(&root, config.keep_partials);
         let anchors = Arc::new(Anchors::default());
         Ok(Store {
             path: dir.to_owned(),
             umask: umask(),
-            room: Arc::new(Room::new(options.min_free)),
-            committer: Committer::new(Arc::clone(&root), Arc::clone(&anchors), options.fsync),
+            room: Arc::new(Room::new(config.min_free)),
+            committer: Committer::new(Arc::clone(&root), Arc::clone(&anchors), config.fsync),
             root,
-            options,
+            config: config.clone(),
             anchors,
         })
     }
 
-    /// What can be said of an offer before a file is made for it. A file whose like may be there already is let in though
-    /// the disk is full, so that a repeated command is harmless.
-    pub(crate) fn admit(&self, meta: &Meta) -> Result<(), Failure> {
-        if meta.size > self.options.max_file {
-            return Err(Refusal::TooBig(self.options.max_file).into());
+    /// What can be said of an offer before a file is made for it; gives what it may be equal to. A file whose like may be there
+    /// already is let in though the disk is full or its name is taken, so that a repeated command is harmless.
+    pub(crate) fn admit(&self, meta: &Meta) -> Result<Vec<Existing>, Failure> {
+        if meta.size > self.config.max_file {
+            return Err(Refusal::TooBig(self.config.max_file).into());
         }
-        if !self.same_size(meta)?.is_empty() {
-            return Ok(());
+        let candidates = self.same_size(meta)?;
+        if !candidates.is_empty() {
+            return Ok(candidates);
         }
         if self.refuses_name(meta)? {
             return Err(Refusal::Exists.into());
@@ -140,24 +116,17 @@ impl Store {
         let dir = place.as_ref().map_or(&self.root, |place| &place.dir);
         let identity = Identity::of(meta);
         let held_bytes = place.as_ref().map_or(0, |place| identity.bytes_on_disk(&place.dir));
-        self.make_room(dir, &identity, || self.room.fits(dir, meta.size.saturating_sub(held_bytes)))
-    }
-
-    /// A small file's equal, by size and CRC, that is there already.
-    pub(crate) fn find_equal_small(&self, meta: &Meta) -> Result<Option<Existing>, Failure> {
-        let mut buffer = Vec::new();
-        let mut candidates = self.same_size(meta)?.into_iter().filter(|_| meta.is_small());
-        // One that can't be read is as good as different.
-        Ok(candidates.find(|existing| existing.crc(&mut buffer).is_ok_and(|crc| crc == meta.content_crc)))
+        self.make_room(dir, &identity, || self.room.fits(dir, meta.size.saturating_sub(held_bytes)))?;
+        Ok(candidates)
     }
 
     /// Regular files of the offered size under its name or, where names are numbered, a numbered one: their content may be
     /// equal. Each is opened when it is first read.
-    pub(crate) fn same_size(&self, meta: &Meta) -> Result<Vec<Existing>, Failure> {
+    fn same_size(&self, meta: &Meta) -> Result<Vec<Existing>, Failure> {
         let mut found = Vec::new();
         let Some(place) = self.find(&meta.path)? else { return Ok(found) };
         let place = Arc::new(place);
-        for name in names_for(meta.path.file_name(), self.options.if_exists) {
+        for name in names_for(meta.path.file_name(), self.config.if_exists) {
             let entry =
                 place.dir.entry(name.as_os_str()).map_err(|error| self.failure("look at", &meta.path, error))?;
             let Some(entry) = entry else { break };
@@ -175,14 +144,14 @@ impl Store {
 
     /// Whether the name is taken by what may neither be replaced nor numbered; for a caller that has found no equal.
     pub(crate) fn refuses_name(&self, meta: &Meta) -> Result<bool, Failure> {
-        if self.options.if_exists == IfExists::Rename {
+        if self.config.if_exists == IfExists::Rename {
             return Ok(false);
         }
         let Some(place) = self.find(&meta.path)? else { return Ok(false) };
         let entry = place.dir.entry(meta.path.file_name().as_os_str());
         let entry = entry.map_err(|error| self.failure("look at", &meta.path, error))?;
         // What is put in the place of a directory would take everything in it.
-        let may_replace = |kind| self.options.if_exists == IfExists::Replace && kind != Kind::Directory;
+        let may_replace = |kind| self.config.if_exists == IfExists::Replace && kind != Kind::Directory;
         Ok(entry.is_some_and(|entry| !may_replace(entry.kind)))
     }
 
@@ -195,7 +164,7 @@ impl Store {
         let place = Place::make(&self.root, meta.path.directories(), &self.anchors)
             .map_err(|error| self.failure("make a directory for", &meta.path, error))?;
         let identity = Identity::of(meta);
-        let mut partial = Partial::open(place, meta, &identity, &self.room, self.label(&meta.path), self.options.fsync)
+        let mut partial = Partial::open(place, meta, &identity, &self.room, self.label(&meta.path), self.config.fsync)
             .map_err(|error| self.failure("make a file for", &meta.path, error))?;
         let dir = Arc::clone(partial.dir());
         self.make_room(&dir, &identity, || partial.reserve())?;
@@ -205,7 +174,7 @@ impl Store {
     /// Gives a complete file its name, as [`commit`] says, then calls `done`, whatever happens.
     pub(crate) fn commit(&self, partial: Partial, meta: Meta, done: Done) {
         let mode = Mode::from_raw_mode(meta.mode & 0o777 & !self.umask.as_raw_mode());
-        let if_exists = self.options.if_exists;
+        let if_exists = self.config.if_exists;
         self.committer.push(Job::commit(partial, meta, mode, if_exists, Answer::new(done)));
     }
 

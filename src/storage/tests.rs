@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{symlink, MetadataExt};
 use std::sync::mpsc;
+use std::time::Duration;
 
 use super::*;
 use crate::config::MAX_FILE_BYTES;
@@ -11,13 +12,13 @@ const BLOCK: usize = 256 * 1024;
 const WAIT: Duration = Duration::from_secs(20);
 const MTIME: Time = Time { seconds: 1_750_000_000, nanoseconds: 123_456_789 };
 
-fn options(if_exists: IfExists) -> Options {
-    Options { if_exists, ..Options::from(&Config { min_free: 0, max_file: MAX_FILE_BYTES, ..Config::default() }) }
+fn config(if_exists: IfExists) -> Config {
+    Config { if_exists, min_free: 0, max_file: MAX_FILE_BYTES, ..Config::default() }
 }
 
 fn store(if_exists: IfExists) -> (tempfile::TempDir, Store) {
     let root = tempfile::tempdir().unwrap();
-    let store = Store::open(root.path(), options(if_exists)).unwrap();
+    let store = Store::open(root.path(), &config(if_exists)).unwrap();
     (root, store)
 }
 
@@ -50,6 +51,11 @@ fn receive(store: &Store, path: &str, content: &[u8]) -> Result<Committed, Failu
         partial.write_at(offset, piece)?;
     }
     outcome(|done| store.commit(partial, meta, done))
+}
+
+/// As an offer is looked at.
+fn find_equal_small(store: &Store, meta: &Meta) -> Option<Existing> {
+    Existing::find_equal_small(store.admit(meta).unwrap(), meta)
 }
 
 fn stored(result: Result<Committed, Failure>) -> String {
@@ -129,10 +135,10 @@ fn an_equal_file_is_found_under_a_numbered_name() {
     for content in [b"one", b"two", b"six"] {
         receive(&store, "a", content).unwrap();
     }
-    let existing = store.find_equal_small(&meta("a", b"six")).unwrap().unwrap();
+    let existing = find_equal_small(&store, &meta("a", b"six")).unwrap();
     let committed = outcome(|done| store.confirm(existing, done)).unwrap();
     assert_eq!((committed.stored.to_string().as_str(), committed.durable), ("a-2", true));
-    assert!(store.find_equal_small(&meta("a", b"ten")).unwrap().is_none());
+    assert!(find_equal_small(&store, &meta("a", b"ten")).is_none());
     assert_eq!(store.same_size(&meta("a", b"ten")).unwrap().len(), 3);
     assert_eq!(store.same_size(&meta("a", b"four")).unwrap().len(), 0);
     assert_eq!(store.same_size(&meta("nowhere/a", b"ten")).unwrap().len(), 0);
@@ -143,8 +149,8 @@ fn only_the_name_itself_counts_as_there_where_names_are_not_numbered() {
     let (root, store) = store(IfExists::Replace);
     fs::write(root.path().join("a"), b"one").unwrap();
     fs::write(root.path().join("a-1"), b"two").unwrap();
-    assert!(store.find_equal_small(&meta("a", b"two")).unwrap().is_none());
-    assert!(store.find_equal_small(&meta("a", b"one")).unwrap().is_some());
+    assert!(find_equal_small(&store, &meta("a", b"two")).is_none());
+    assert!(find_equal_small(&store, &meta("a", b"one")).is_some());
 }
 
 #[test]
@@ -323,20 +329,20 @@ fn many_small_files_are_committed_together_beyond_the_store_s_end() {
 #[test]
 fn without_syncs_nothing_is_called_durable() {
     let root = tempfile::tempdir().unwrap();
-    let store = Store::open(root.path(), Options { fsync: false, ..options(IfExists::Rename) }).unwrap();
+    let store = Store::open(root.path(), &Config { fsync: false, ..config(IfExists::Rename) }).unwrap();
     assert!(!receive(&store, "a", b"one").unwrap().durable);
-    let existing = store.find_equal_small(&meta("a", b"one")).unwrap().unwrap();
+    let existing = find_equal_small(&store, &meta("a", b"one")).unwrap();
     assert!(!outcome(|done| store.confirm(existing, done)).unwrap().durable);
 }
 
 #[test]
 fn what_is_too_big_or_finds_no_room_is_refused() {
     let root = tempfile::tempdir().unwrap();
-    let limited = Options { max_file: 1000, ..options(IfExists::Rename) };
-    let store = Store::open(root.path(), limited).unwrap();
+    let limited = Config { max_file: 1000, ..config(IfExists::Rename) };
+    let store = Store::open(root.path(), &limited).unwrap();
     assert_eq!(refusal(store.admit(&meta("a", &[0; 1001]))), Refusal::TooBig(1000));
-    let crowded = Options { min_free: u64::MAX, ..options(IfExists::Rename) };
-    let store = Store::open(root.path(), crowded).unwrap();
+    let crowded = Config { min_free: u64::MAX, ..config(IfExists::Rename) };
+    let store = Store::open(root.path(), &crowded).unwrap();
     assert_eq!(refusal(store.admit(&meta("a", b"one"))), Refusal::NoRoom);
     assert_eq!(refusal(store.open_partial(&meta("a", b"one"))), Refusal::NoRoom);
     assert_eq!(partials(root.path()), 0);
@@ -362,11 +368,11 @@ fn partials_that_nobody_uses_go_when_room_is_short_but_not_one_s_own() {
     let root = tempfile::tempdir().unwrap();
     let (own, other) = (content(1, 1), content(1, 2));
     let (own_meta, other_meta) = (meta("own", &own), meta("other", &other));
-    let roomy = Store::open(root.path(), options(IfExists::Rename)).unwrap();
+    let roomy = Store::open(root.path(), &config(IfExists::Rename)).unwrap();
     roomy.open_partial(&own_meta).unwrap().write_at(0, &own).unwrap();
     roomy.open_partial(&other_meta).unwrap().write_at(0, &other).unwrap();
-    let crowded = Options { min_free: u64::MAX, ..options(IfExists::Rename) };
-    let crowded = Store::open(root.path(), crowded).unwrap();
+    let crowded = Config { min_free: u64::MAX, ..config(IfExists::Rename) };
+    let crowded = Store::open(root.path(), &crowded).unwrap();
     assert_eq!(partials(root.path()), 2);
     assert_eq!(crowded.open_partial(&own_meta).unwrap().have(), own_meta.size);
     assert_eq!(refusal(crowded.admit(&meta("new", b"new"))), Refusal::NoRoom);
@@ -380,8 +386,8 @@ fn a_place_that_can_not_be_written_is_refused_as_such() {
     assert_eq!(refusal(store.open_partial(&meta("file/a", b"one"))), Refusal::NotWritable);
     symlink("/tmp", root.path().join("link")).unwrap();
     assert_eq!(refusal(receive(&store, "link/a", b"one")), Refusal::NotWritable);
-    assert!(matches!(Store::open(&root.path().join("file"), options(IfExists::Rename)), Err(Error::File { .. })));
-    assert!(matches!(Store::open(&root.path().join("none"), options(IfExists::Rename)), Err(Error::File { .. })));
+    assert!(matches!(Store::open(&root.path().join("file"), &config(IfExists::Rename)), Err(Error::File { .. })));
+    assert!(matches!(Store::open(&root.path().join("none"), &config(IfExists::Rename)), Err(Error::File { .. })));
 }
 
 #[test]

@@ -16,7 +16,7 @@ use super::{Direction, Receipt, Report, TransferFailure, TransferId};
 use crate::config::{BLOCK_BYTES_LEAST, OPEN_TRANSFERS_MAX};
 use crate::error::{Error, Refusal, Result};
 use crate::name::SafePath;
-use crate::storage::{Committed, Failure, Meta, Store};
+use crate::storage::{Committed, Existing, Failure, Meta, Store};
 use crate::wire::{self, Chunk, Message, Offer, Subject};
 use crate::worker::{Lock, Worker};
 
@@ -322,18 +322,19 @@ impl Inner {
         let hold = Arc::new(self.context.holders.hold(&file.meta, &self.context.pulse));
         file.hold = Some(hold);
         let answer = (|| {
-            store.admit(&file.meta)?;
-            if let Some(existing) = store.find_equal_small(&file.meta)? {
-                return Ok(Some(existing));
-            }
-            let candidates = if file.meta.is_small() { Vec::new() } else { store.same_size(&file.meta)? };
-            if candidates.is_empty() {
-                if store.refuses_name(&file.meta)? {
-                    return Err(Failure { refusal: Refusal::Exists, cause: None });
+            let candidates = store.admit(&file.meta)?;
+            if file.meta.is_small() {
+                if let Some(existing) = Existing::find_equal_small(candidates, &file.meta) {
+                    return Ok(Some(existing));
                 }
-                let partial = if file.meta.is_small() { None } else { Some(store.open_partial(&file.meta)?) };
-                file.have = partial.as_ref().map_or(0, crate::storage::Partial::have);
-                file.stage = Stage::Receiving(partial.map(Arc::new));
+                if store.refuses_name(&file.meta)? {
+                    return Err(Refusal::Exists.into());
+                }
+                file.stage = Stage::Receiving(None);
+            } else if candidates.is_empty() {
+                let partial = store.open_partial(&file.meta)?;
+                file.have = partial.have();
+                file.stage = Stage::Receiving(Some(Arc::new(partial)));
             } else {
                 file.have = file.meta.size;
                 file.stage = Stage::Candidates(candidates);
@@ -350,7 +351,7 @@ impl Inner {
         }
     }
 
-    fn confirm(self: &Arc<Self>, file: &mut Incoming, number: u32, existing: crate::storage::Existing, crc: u32) {
+    fn confirm(self: &Arc<Self>, file: &mut Incoming, number: u32, existing: Existing, crc: u32) {
         let Some(store) = &self.context.store else { return };
         file.stage = Stage::Committing { already: true, crc };
         self.context.budget.begin_commit();
@@ -480,12 +481,7 @@ impl Inner {
     /// Nothing that was there is equal: the data is wanted, but for what a partial holds.
     fn receive_after_all(self: &Arc<Self>, files: &mut Files, number: u32, mut sums: Vec<u32>) -> Result<()> {
         let (Some(store), Some(file)) = (&self.context.store, files.open.get_mut(&number)) else { return Ok(()) };
-        let opened = match store.refuses_name(&file.meta) {
-            Ok(true) => Err(Failure { refusal: Refusal::Exists, cause: None }),
-            Ok(false) => store.open_partial(&file.meta),
-            Err(failure) => Err(failure),
-        };
-        let partial = match opened {
+        let partial = match store.open_partial(&file.meta) {
             Ok(partial) => Arc::new(partial),
             Err(failure) => {
                 self.refuse(files, number, failure);
