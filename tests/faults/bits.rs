@@ -4,9 +4,7 @@
 //! type can mean a wait for bytes that never come.
 
 use std::fs;
-use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,36 +27,9 @@ const LEAST_CHUNK: u64 = 16 * 1024;
 #[ignore = "a fault programme: scripts/test-slow"]
 fn bits() {
     let programme = Programme::new("bits", 100_000);
-    let rounds = Mutex::new(programme.rounds());
-    let programme = Mutex::new(programme);
-    let failed = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for _ in 0..THREADS {
-            scope.spawn(|| {
-                let mut place = Place::new();
-                loop {
-                    let Some(number) = take(&rounds).next() else { return };
-                    let session = Session::of_round(number);
-                    match catch_unwind(AssertUnwindSafe(|| session.run(&place))) {
-                        Ok(what) => take(&programme).count(what),
-                        Err(_) => {
-                            eprintln!("bits: round {number} failed: {session:?}");
-                            take(&failed).push(number);
-                            // What it left behind is not the next one's.
-                            place = Place::new();
-                        }
-                    }
-                }
-            });
-        }
+    programme.run(THREADS, Place::new, |number, place| {
+        programme.count(Session::of_round(number).run(place));
     });
-    programme.into_inner().unwrap().report();
-    let failed = failed.into_inner().unwrap();
-    assert!(failed.is_empty(), "rounds that failed: {failed:?}");
-}
-
-fn take<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One session: a text and a file one way, and one bit that is flipped on its first connection.
@@ -106,6 +77,14 @@ impl Place {
         let server = Server::bind("127.0.0.1:0", config).unwrap();
         let proxy = Proxy::start(server.local_addr(), Faults::default());
         Place { scratch, server, proxy }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            println!("{self:?}");
+        }
     }
 }
 

@@ -11,9 +11,9 @@ use std::time::Duration;
 use rustix::fs::{mknodat, FileType, Mode, CWD};
 
 use crate::common::{assert_same_file, client, client_spawn, random_file, Run, Scratch, Server, BINARY};
-use crate::mounts::{in_private_namespace, json_value, make_ext4, names_in, pause, run, until, Mount};
+use crate::mounts::{in_private_namespace, make_ext4, run, Mount};
 use crate::proxy::{Faults, Line, Proxy};
-use crate::{Programme, Random};
+use crate::{is_partial, json_value, names_in, pause, until, Programme, Random};
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -313,9 +313,7 @@ fn what_stands_where_a_file_goes_is_passed_over() {
             programme.count("landed");
         }
         programme.add("things in the way", things.len() as u64);
-        let small = scratch.file("small", 10, 1);
-        client(&["--to", &server.address(), &small]).assert_code(0);
-        server.terminate();
+        assert_goes_on(&scratch, server);
     }
     programme.report();
 }
@@ -377,11 +375,16 @@ fn a_directory_that_changes_during_a_transfer_misleads_nobody() {
             sent.assert(sent.code == 7 && may_refuse, &format!("{round}: lands, or is refused where it must be"));
             programme.count("refused");
         }
-        let small = scratch.file("small", 10, 1);
-        client(&["--to", &server.address(), &small]).assert_code(0);
-        server.terminate();
+        assert_goes_on(&scratch, server);
     }
     programme.report();
+}
+
+/// The server takes the next file, and ends when told.
+fn assert_goes_on(scratch: &Scratch, server: Server) {
+    let small = scratch.file("small", 10, 1);
+    client(&["--to", &server.address(), &small]).assert_code(0);
+    server.terminate();
 }
 
 // Odd file systems.
@@ -601,10 +604,6 @@ fn partial_name(scratch: &Scratch, file: &str) -> String {
     let proxy = slow_proxy(&server, 64 * KIB);
     let _sending = client_spawn(&["--to", &proxy.address().to_string(), file]);
     until("a partial", || names_in(&elsewhere).into_iter().find(|name| is_partial(name)))
-}
-
-fn is_partial(name: &str) -> bool {
-    name.starts_with(".postwire-")
 }
 
 fn sizes_of_partials(directory: &str) -> Vec<u64> {

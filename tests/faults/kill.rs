@@ -3,14 +3,13 @@
 //! A round ends when the same command has succeeded. Then every file is there byte for byte, under its own name alone, no
 //! partial is left, and what travelled is the files, once, and for each kill a window and a block of each file.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use crate::common::{assert_same_file, client_spawn, Scratch, Server};
 use crate::proxy::{Direction, Faults, Proxy};
-use crate::{pass, Programme, Random};
+use crate::{names_in, pause, Programme, Random};
 
 /// What is killed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -47,21 +46,25 @@ fn kill_both() {
 
 fn run(name: &'static str, victim: Victim) {
     let programme = Programme::new(name, 300);
-    programme.run(3, |number, random| {
-        let scratch = Scratch::new();
-        let files = files(&scratch, random);
-        // Every third round the server sends.
-        let again = if number % 3 == 2 {
-            downward(&programme, &scratch, &files, victim, random)
-        } else {
-            upward(&programme, &scratch, &files, victim, random)
-        };
-        check(&files, &scratch.path("inbox"));
-        programme.count("right");
-        programme.add("KiB sent again", again / 1024);
-        programme.most("KiB again at most", again / 1024);
-    });
-    programme.report();
+    programme.run(
+        3,
+        || (),
+        |number, ()| {
+            let random = &mut Random::of_round(number);
+            let scratch = Scratch::new();
+            let files = files(&scratch, random);
+            // Every third round the server sends.
+            let again = if number % 3 == 2 {
+                downward(&programme, &scratch, &files, victim, random)
+            } else {
+                upward(&programme, &scratch, &files, victim, random)
+            };
+            check(&files, &scratch.path("inbox"));
+            programme.count("right");
+            programme.add("KiB sent again", again / 1024);
+            programme.most("KiB again at most", again / 1024);
+        },
+    );
 }
 
 fn files(scratch: &Scratch, random: &mut Random) -> Vec<(String, u64)> {
@@ -93,7 +96,7 @@ fn upward(
     let kills = 1 + random.below(3);
     let mut sender = client_spawn(&arguments);
     for _ in 0..kills {
-        pass(Duration::from_millis(random.below(KILL_WITHIN_MS)));
+        pause(Duration::from_millis(random.below(KILL_WITHIN_MS)));
         if victim != Victim::Sender {
             programme.count("kills");
             drop(server.kill());
@@ -142,7 +145,7 @@ fn downward(
     let mut server = Server::start(&[]);
     let mut receiver = begin(&mut server, &mut name);
     for _ in 0..1 + random.below(3) {
-        pass(Duration::from_millis(random.below(KILL_WITHIN_MS)));
+        pause(Duration::from_millis(random.below(KILL_WITHIN_MS)));
         programme.count("kills");
         drop(receiver.kill());
         if victim != Victim::Receiver {
@@ -170,6 +173,6 @@ fn check(files: &[(String, u64)], inbox: &str) {
     for (path, _) in files {
         assert_same_file(path, Path::new(inbox).join(Path::new(path).file_name().unwrap()));
     }
-    let there: Vec<_> = fs::read_dir(inbox).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let there = names_in(inbox);
     assert_eq!(there.len(), files.len(), "more than was sent: {there:?}");
 }

@@ -21,11 +21,15 @@ mod syscalls;
 
 use std::collections::BTreeMap;
 use std::env;
+use std::fs;
 use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::{mpsc, Mutex};
+use std::path::Path;
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use common::DEADLINE;
 
 /// Counts what the rounds of a programme did, and says so in one line at the end.
 pub struct Programme {
@@ -51,20 +55,26 @@ impl Programme {
         }
     }
 
-    /// Runs every round, some at a time where they mostly wait. A round that panics is named, and fails the programme.
-    pub fn run(&self, at_a_time: usize, round: impl Fn(u64, &mut Random) + Sync) {
+    /// Runs every round and reports, some at a time where they mostly wait, each in a place of its thread. A round that panics
+    /// leaves its place, is named, and fails the programme at the end.
+    pub fn run<P>(&self, at_a_time: usize, place: impl Fn() -> P + Sync, round: impl Fn(u64, &P) + Sync) {
         let rounds = Mutex::new(self.rounds());
         let next = || rounds.lock().unwrap().next();
+        let failed = Mutex::new(Vec::new());
         let work = || {
+            let mut here = place();
             while let Some(number) = next() {
-                let result = panic::catch_unwind(AssertUnwindSafe(|| round(number, &mut Random::of_round(number))));
-                if let Err(panic) = result {
+                if panic::catch_unwind(AssertUnwindSafe(|| round(number, &here))).is_err() {
                     println!("{}: round {number} failed", self.name);
-                    panic::resume_unwind(panic);
+                    failed.lock().unwrap().push(number);
+                    here = place();
                 }
             }
         };
         thread::scope(|scope| (0..at_a_time).for_each(|_| drop(scope.spawn(work))));
+        self.report();
+        let failed = failed.into_inner().unwrap();
+        assert!(failed.is_empty(), "rounds that failed: {failed:?}");
     }
 
     /// One more of what happened.
@@ -98,10 +108,45 @@ impl Programme {
     }
 }
 
-/// Lets time pass: what a round breaks, it breaks at some moment.
-pub fn pass(time: Duration) {
-    let (_open, never) = mpsc::channel::<()>();
-    let _ = never.recv_timeout(time);
+/// Lets time go by: to hit a random moment, never in the hope that something has happened by then.
+#[allow(clippy::disallowed_methods)]
+pub fn pause(time: Duration) {
+    thread::sleep(time);
+}
+
+/// Looks again and again until `look` finds something.
+#[track_caller]
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited {DEADLINE:?} for {what}");
+        pause(Duration::from_millis(2));
+    }
+}
+
+/// The value of a key in one line of `--json`, as it stands there without quotes; enough for names that need no escape.
+pub fn json_value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+    let (_, rest) = line.split_once(&format!("\"{key}\":"))?;
+    match rest.strip_prefix('"') {
+        Some(text) => text.split_once('"').map(|(value, _)| value),
+        None => rest.split_once([',', '}']).map(|(value, _)| value),
+    }
+}
+
+/// The names in a directory, sorted.
+pub fn names_in(directory: impl AsRef<Path>) -> Vec<String> {
+    let entries = fs::read_dir(directory.as_ref()).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Whether a name is a partial's.
+pub fn is_partial(name: &str) -> bool {
+    name.starts_with(".postwire-") && name.ends_with(".part")
 }
 
 /// The choices of one round: splitmix64, the same for the same round.

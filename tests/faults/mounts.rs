@@ -2,12 +2,9 @@
 
 use std::env;
 use std::fs;
-use std::path::Path;
 use std::process::{Command, Output};
-use std::thread;
-use std::time::{Duration, Instant};
 
-use crate::common::{Scratch, DEADLINE};
+use crate::common::Scratch;
 
 /// Says that the process is in a mount namespace of its own.
 const PRIVATE: &str = "POSTWIRE_FAULTS_PRIVATE";
@@ -113,40 +110,4 @@ pub fn run(program: &str, arguments: &[&str]) {
 
 fn run_quietly(program: &str, arguments: &[&str]) -> Output {
     Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("can't run {program}: {error}"))
-}
-
-/// Lets time go by: to hit a random moment, never in the hope that something has happened by then.
-#[allow(clippy::disallowed_methods)]
-pub fn pause(time: Duration) {
-    thread::sleep(time);
-}
-
-/// Looks again and again until `look` finds something.
-#[track_caller]
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "waited {DEADLINE:?} for {what}");
-        pause(Duration::from_millis(2));
-    }
-}
-
-/// The value of a key in one line of `--json`, as it stands there without quotes; enough for names that need no escape.
-pub fn json_value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
-    let (_, rest) = line.split_once(&format!("\"{key}\":"))?;
-    match rest.strip_prefix('"') {
-        Some(text) => text.split_once('"').map(|(value, _)| value),
-        None => rest.split_once([',', '}']).map(|(value, _)| value),
-    }
-}
-
-/// The names in a directory, sorted.
-pub fn names_in(directory: impl AsRef<Path>) -> Vec<String> {
-    let entries = fs::read_dir(directory.as_ref()).unwrap();
-    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
 }

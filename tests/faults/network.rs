@@ -2,14 +2,12 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::{self, assert_same_file, Run, Running, Scratch, Server, Signal};
 use crate::proxy::{Direction, Faults, Line, Proxy};
-use crate::{Programme, Random};
+use crate::{is_partial, json_value, Programme, Random};
 
 /// Most of a round is waiting: for pauses before a new try, for delays, for slow lines.
 const THREADS: usize = 8;
@@ -23,31 +21,14 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 #[ignore = "a fault programme: scripts/test-slow"]
 fn network() {
     let programme = Programme::new("network", 1000);
-    let rounds = Mutex::new(programme.rounds());
-    let programme = Mutex::new(programme);
-    let failed = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for _ in 0..THREADS {
-            scope.spawn(|| loop {
-                let Some(number) = take(&rounds).next() else { return };
-                let plan = Plan::of_round(number);
-                match catch_unwind(AssertUnwindSafe(|| round(&plan))) {
-                    Ok(counts) => counts.into_iter().for_each(|what| take(&programme).count(what)),
-                    Err(_) => {
-                        eprintln!("network: round {number} failed: {plan:#?}");
-                        take(&failed).push(number);
-                    }
-                }
-            });
-        }
-    });
-    programme.into_inner().unwrap().report();
-    let failed = failed.into_inner().unwrap();
-    assert!(failed.is_empty(), "rounds that failed: {failed:?}");
-}
-
-fn take<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    programme.run(
+        THREADS,
+        || (),
+        |number, ()| {
+            let plan = Plan::of_round(number);
+            round(&plan).into_iter().for_each(|what| programme.count(what));
+        },
+    );
 }
 
 /// Everything that a round does, drawn from its number.
@@ -64,6 +45,14 @@ struct Plan {
     second: Option<Duration>,
     /// Nothing moves between these moments; nothing is closed.
     blackhole: Option<(Duration, Duration)>,
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            println!("{self:#?}");
+        }
+    }
 }
 
 impl Plan {
@@ -330,11 +319,7 @@ impl Place<'_> {
             let name = entry.unwrap().file_name().into_string().unwrap();
             match self.sources.iter().find(|(source, _)| *source == name) {
                 Some((_, path)) => assert_same_file(path, format!("{}/{name}", self.inbox)),
-                None => assert!(
-                    name.starts_with(".postwire-") && name.ends_with(".part"),
-                    "round {}: a file that nobody sent: {name}",
-                    self.plan.round
-                ),
+                None => assert!(is_partial(&name), "round {}: a file that nobody sent: {name}", self.plan.round),
             }
         }
         for (name, _) in self.sources.iter().filter(|_| all) {
@@ -394,11 +379,7 @@ fn came(line: &str) -> bool {
     line.contains("\"peer_connected\"")
 }
 
-/// The value of a key in a flat object, as it stands there.
+/// The value of a key, or nothing.
 fn field<'a>(line: &'a str, key: &str) -> &'a str {
-    let Some((_, rest)) = line.split_once(&format!("\"{key}\":")) else { return "" };
-    match rest.strip_prefix('"') {
-        Some(text) => text.split_once('"').map_or("", |(value, _)| value),
-        None => rest.split([',', '}']).next().unwrap_or_default(),
-    }
+    json_value(line, key).unwrap_or_default()
 }

@@ -12,9 +12,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::common::{client, client_spawn, random_file, Run, Running, Scratch, Server, Signal};
-use crate::mounts::{in_private_namespace, json_value, make_ext4, names_in, pause, run, Frozen, Mount};
+use crate::mounts::{in_private_namespace, make_ext4, run, Frozen, Mount};
 use crate::proxy::{Faults, Line, Proxy};
-use crate::{Programme, Random};
+use crate::{is_partial, json_value, names_in, pause, Programme, Random};
 
 const IMAGE_BYTES: u64 = 64 * 1024 * 1024;
 
@@ -321,10 +321,6 @@ fn other_content(name: &str) -> Vec<u8> {
     let mut content = Vec::new();
     (0..500).for_each(|number| writeln!(content, "{name}, line {number} of what was here before").unwrap());
     content
-}
-
-fn is_partial(name: &str) -> bool {
-    name.starts_with(".postwire-")
 }
 
 /// `f0001.bin` of `f0001-2.bin`.

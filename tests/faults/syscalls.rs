@@ -3,12 +3,11 @@
 //!
 //! strace counts the calls of each thread. It is attached once the server listens, so that the server's start is not hit.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use crate::common::{assert_same_file, client, Run, Running, Scratch, Server, Signal};
-use crate::Programme;
+use crate::{names_in, Programme};
 
 /// A call on files, and how often one thread makes it at most.
 const SERVER_CALLS: [(&str, u64); 15] = [
@@ -36,36 +35,39 @@ const ERRORS: [&str; 7] = ["ENOSPC", "EDQUOT", "EIO", "EINTR", "EMFILE", "ENOMEM
 fn syscall_kill() {
     let points: Vec<_> = points(&SERVER_CALLS, "server").chain(points(&CLIENT_CALLS, "client")).collect();
     let programme = Programme::new("syscall_kill", u64::try_from(points.len()).unwrap() * KILLS_A_POINT);
-    programme.run(2, |number, _| {
-        // A tenth takes every tenth point, not the first ones.
-        let index = usize::try_from(number * 7919).unwrap() % points.len();
-        let (side, call, when) = points[index];
-        let job = Job::new(number);
-        let mut server = Server::start(&["--dir", &job.inbox]);
-        let inject = format!("inject={call}:signal=SIGKILL:when={when}");
-        let was_killed = if side == "server" {
-            let mut strace = attach(&server, call, &inject);
-            let first = job.run(&server, &["--retry", "0"]);
-            drop(strace.kill());
-            job.assert_true(&first);
-            first.code != 0
-        } else {
-            let mut command = Command::new("strace");
-            command.args(["-f", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject]);
-            command.args([crate::common::BINARY, "client"]).args(job.arguments(&server, &[]));
-            let first = Running::spawn(command).wait();
-            job.assert_true(&first);
-            first.code != 0
-        };
-        programme.count(if was_killed { "killed" } else { "not reached" });
-        if was_killed && side == "server" {
-            drop(server.kill());
-            server = Server::start(&["--dir", &job.inbox]);
-        }
-        job.again(&server);
-        programme.count("right");
-    });
-    programme.report();
+    programme.run(
+        2,
+        || (),
+        |number, ()| {
+            // A tenth takes every tenth point, not the first ones.
+            let index = usize::try_from(number * 7919).unwrap() % points.len();
+            let (side, call, when) = points[index];
+            let job = Job::new(number);
+            let mut server = Server::start(&["--dir", &job.inbox]);
+            let inject = format!("inject={call}:signal=SIGKILL:when={when}");
+            let was_killed = if side == "server" {
+                let mut strace = attach(&server, call, &inject);
+                let first = job.run(&server, &["--retry", "0"]);
+                drop(strace.kill());
+                job.assert_true(&first);
+                first.code != 0
+            } else {
+                let mut command = Command::new("strace");
+                command.args(["-f", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject]);
+                command.args([crate::common::BINARY, "client"]).args(job.arguments(&server, &[]));
+                let first = Running::spawn(command).wait();
+                job.assert_true(&first);
+                first.code != 0
+            };
+            programme.count(if was_killed { "killed" } else { "not reached" });
+            if was_killed && side == "server" {
+                drop(server.kill());
+                server = Server::start(&["--dir", &job.inbox]);
+            }
+            job.again(&server);
+            programme.count("right");
+        },
+    );
 }
 
 /// Each point twice: of kills some more luck in timing.
@@ -77,28 +79,31 @@ fn syscall_errors() {
     let points: Vec<_> = points(&SERVER_CALLS, "server").collect();
     let rounds = points.len() * ERRORS.len();
     let programme = Programme::new("syscall_errors", u64::try_from(rounds).unwrap());
-    programme.run(2, |number, _| {
-        let index = usize::try_from(number * 7919).unwrap() % rounds;
-        let (error, (_, call, when)) = (ERRORS[index % ERRORS.len()], points[index / ERRORS.len()]);
-        let job = Job::new(number);
-        let server = Server::start(&["--dir", &job.inbox]);
-        let mut strace = attach(&server, call, &format!("inject={call}:error={error}:when={when}"));
-        let first = job.run(&server, &[]);
-        job.assert_true(&first);
-        first.assert(
-            matches!(first.code, 0 | 5 | 7 | 9),
-            &format!("{call} {when} gave {error}: the end is told by its code"),
-        );
-        programme.count(if first.code == 0 { "made good" } else { "refused" });
-        strace.signal(Signal::TERM);
-        drop(strace.wait());
-        let second = job.again(&server);
-        if call == "fsync" && error == "EIO" && first.code != 0 {
-            second.assert(!second.stdout.contains("resumed_bytes\":4"), "nothing is kept after a failed sync");
-        }
-        programme.count("right");
-    });
-    programme.report();
+    programme.run(
+        2,
+        || (),
+        |number, ()| {
+            let index = usize::try_from(number * 7919).unwrap() % rounds;
+            let (error, (_, call, when)) = (ERRORS[index % ERRORS.len()], points[index / ERRORS.len()]);
+            let job = Job::new(number);
+            let server = Server::start(&["--dir", &job.inbox]);
+            let mut strace = attach(&server, call, &format!("inject={call}:error={error}:when={when}"));
+            let first = job.run(&server, &[]);
+            job.assert_true(&first);
+            first.assert(
+                matches!(first.code, 0 | 5 | 7 | 9),
+                &format!("{call} {when} gave {error}: the end is told by its code"),
+            );
+            programme.count(if first.code == 0 { "made good" } else { "refused" });
+            strace.signal(Signal::TERM);
+            drop(strace.wait());
+            let second = job.again(&server);
+            if call == "fsync" && error == "EIO" && first.code != 0 {
+                second.assert(!second.stdout.contains("resumed_bytes\":4"), "nothing is kept after a failed sync");
+            }
+            programme.count("right");
+        },
+    );
 }
 
 /// The 64 MiB syncs beside a transfer: one fails, all later ones would say ok.
@@ -106,25 +111,28 @@ fn syscall_errors() {
 #[ignore = "a fault programme: scripts/test-slow"]
 fn syscall_failed_sync() {
     let programme = Programme::new("syscall_failed_sync", 20);
-    programme.run(1, |number, _| {
-        let scratch = Scratch::new();
-        let inbox = scratch.directory("inbox");
-        let file = scratch.file("large", 150 << 20, number + 1);
-        let server = Server::start(&["--dir", &inbox]);
-        let call = ["fdatasync", "fsync"][usize::try_from(number % 2).unwrap()];
-        let mut strace = attach(&server, call, &format!("inject={call}:error=EIO:when=1"));
-        let first = client(&["--to", &server.address(), "--file", &file]);
-        first.assert(first.code == 7, "a file whose sync failed is refused");
-        assert_eq!(fs::read_dir(&inbox).unwrap().count(), 0, "nothing of it is kept");
-        strace.signal(Signal::TERM);
-        drop(strace.wait());
-        let second = client(&["--to", &server.address(), "--json", "--file", &file]);
-        second.assert_code(0);
-        second.assert(second.stdout.contains("\"resumed_bytes\":0,"), "all of it was sent again");
-        assert_same_file(&file, format!("{inbox}/large"));
-        programme.count("refused and sent again");
-    });
-    programme.report();
+    programme.run(
+        1,
+        || (),
+        |number, ()| {
+            let scratch = Scratch::new();
+            let inbox = scratch.directory("inbox");
+            let file = scratch.file("large", 150 << 20, number + 1);
+            let server = Server::start(&["--dir", &inbox]);
+            let call = ["fdatasync", "fsync"][usize::try_from(number % 2).unwrap()];
+            let mut strace = attach(&server, call, &format!("inject={call}:error=EIO:when=1"));
+            let first = client(&["--to", &server.address(), "--file", &file]);
+            first.assert(first.code == 7, "a file whose sync failed is refused");
+            assert_eq!(names_in(&inbox).len(), 0, "nothing of it is kept");
+            strace.signal(Signal::TERM);
+            drop(strace.wait());
+            let second = client(&["--to", &server.address(), "--json", "--file", &file]);
+            second.assert_code(0);
+            second.assert(second.stdout.contains("\"resumed_bytes\":0,"), "all of it was sent again");
+            assert_same_file(&file, format!("{inbox}/large"));
+            programme.count("refused and sent again");
+        },
+    );
 }
 
 fn points(
@@ -194,7 +202,7 @@ impl Job {
         for file in &self.files {
             assert_same_file(file, self.stored(file));
         }
-        let there: Vec<_> = fs::read_dir(&self.inbox).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let there = names_in(&self.inbox);
         run.assert(there.len() == 2, &format!("the two files and nothing else are there: {there:?}"));
         run
     }
