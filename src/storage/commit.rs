@@ -14,11 +14,11 @@ use rustix::io::{retry_on_intr, Errno, Result};
 
 use super::dir::{Anchors, Dir, Entry, Id, Place};
 use super::failure::{is_not_offered, Failure};
-use super::naming::give_name;
+use super::naming::{give_name, Named};
 use super::{Existing, Meta, Partial, Time};
 use crate::config::{IfExists, GROUP_FILES_MAX, GROUP_FILE_BYTES_MAX, SYNCFS_FILES_LEAST};
 use crate::error::Refusal;
-use crate::name::SafePath;
+use crate::name::{SafeName, SafePath};
 use crate::worker::{spawn, Worker};
 
 /// A file under its real name.
@@ -26,6 +26,8 @@ use crate::worker::{spawn, Worker};
 pub(crate) struct Committed {
     /// Below the directory; not always the offered path.
     pub(crate) stored: SafePath,
+    /// The same content was there before.
+    pub(crate) already: bool,
     /// Data, name and directories are synced.
     pub(crate) durable: bool,
 }
@@ -128,7 +130,7 @@ impl Round {
         if self.fsync {
             self.sync_data(&mut steps);
         }
-        steps.iter_mut().for_each(Step::give_name);
+        steps.iter_mut().for_each(|step| step.give_name(self.fsync));
         if self.fsync {
             self.sync_directories(&mut steps);
         }
@@ -146,12 +148,7 @@ impl Round {
                 Err(_) => self.syncfs_is_trusted.store(false, Ordering::Relaxed),
             }
         }
-        for step in steps.iter_mut().filter(|step| step.outcome.is_ok()) {
-            match step.job.file.sync() {
-                Ok(offered) => step.durable &= offered,
-                Err(error) => step.sync_failed("sync", error),
-            }
-        }
+        steps.iter_mut().filter(|step| step.outcome.is_ok()).for_each(Step::sync_data);
     }
 
     fn sync_directories(&self, steps: &mut [Step]) {
@@ -187,7 +184,8 @@ impl Step {
         Step { job, outcome, durable: fsync }
     }
 
-    fn give_name(&mut self) {
+    /// What turns out to be there already is synced here, as it is not what was synced before.
+    fn give_name(&mut self, fsync: bool) {
         let Candidate::Partial { partial, meta, if_exists, .. } = &self.job.file else { return };
         if self.outcome.is_err() {
             return;
@@ -197,13 +195,29 @@ impl Step {
             self.outcome = Err(Failure::new("name", partial.label().clone(), Errno::STALE));
             return;
         }
-        match give_name(partial.dir(), partial.name(), meta.path.file_name(), *if_exists) {
-            Ok(name) => {
+        let find_like = |name: &SafeName| Existing::find_like(partial, meta.path.with_file_name(name.clone()));
+        match give_name(partial.dir(), partial.name(), meta.path.file_name(), *if_exists, find_like) {
+            Ok(Named::Moved(name)) => {
                 partial.named();
                 self.outcome = Ok(meta.path.with_file_name(name));
             }
+            Ok(Named::Equal(existing)) => {
+                partial.discard();
+                self.outcome = Ok(existing.path().clone());
+                self.job.file = Candidate::Existing(existing);
+                if fsync {
+                    self.sync_data();
+                }
+            }
             Err(Errno::EXIST) => self.outcome = Err(Refusal::Exists.into()),
             Err(error) => self.outcome = Err(Failure::new("name", partial.label().clone(), error)),
+        }
+    }
+
+    fn sync_data(&mut self) {
+        match self.job.file.sync() {
+            Ok(offered) => self.durable &= offered,
+            Err(error) => self.sync_failed("sync", error),
         }
     }
 
@@ -215,8 +229,9 @@ impl Step {
 
     fn end(self) {
         let Step { job: Job { file, answer }, outcome, durable } = self;
+        let already = matches!(file, Candidate::Existing(_));
         drop(file);
-        answer.give(outcome.map(|stored| Committed { stored, durable }));
+        answer.give(outcome.map(|stored| Committed { stored, already, durable }));
     }
 }
 

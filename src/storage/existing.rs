@@ -10,9 +10,10 @@ use rustix::fs::{fsync, OFlags};
 use rustix::io::{retry_on_intr, Errno, Result};
 
 use super::block::{block_crc, crc};
-use super::dir::{Entry, Id, Place};
+use super::dir::{Entry, Id, Kind, Place};
 use super::failure::{errno_of, is_not_offered, Failure};
-use super::Meta;
+use super::{Meta, Partial};
+use crate::config::block_bytes;
 use crate::name::SafePath;
 
 /// A regular file of the offered size.
@@ -35,6 +36,24 @@ impl Existing {
     pub(crate) fn find_equal_small(candidates: Vec<Existing>, meta: &Meta) -> Option<Existing> {
         let mut buffer = Vec::new();
         candidates.into_iter().find(|existing| existing.crc(&mut buffer).is_ok_and(|crc| crc == meta.content_crc))
+    }
+
+    /// What has a name in a partial's directory by now, if it is a whole file like that partial.
+    pub(super) fn find_like(partial: &Partial, path: SafePath) -> Option<Existing> {
+        let entry = partial.dir().entry(path.file_name().as_os_str()).ok()??;
+        let size = Entry::of(partial.file()).ok()?.size;
+        if entry.kind != Kind::File || entry.size != size {
+            return None;
+        }
+        let label = partial.label().with_file_name(path.file_name().as_os_str());
+        let existing = Existing::new(Arc::clone(partial.place()), path, &entry, label);
+        let mut buffer = Vec::new();
+        let blocks = size.div_ceil(block_bytes(size));
+        let is_like = (0..blocks).all(|index| match partial.block_crc(index, &mut buffer) {
+            Ok(crc) => existing.block_crc(index, &mut buffer).is_ok_and(|other| other == crc),
+            Err(_) => false,
+        });
+        is_like.then_some(existing)
     }
 
     /// The path it has below the directory.

@@ -18,19 +18,38 @@ pub(super) fn names_for(name: &SafeName, if_exists: IfExists) -> impl Iterator<I
     std::iter::once(name.clone()).chain((1..=last).map(|number| name.numbered(number)))
 }
 
-/// Moves the partial `from` to `name`, or to what stands for it, and tells to which. `EXIST` when none is free.
-pub(super) fn give_name(dir: &Dir, from: &OsStr, name: &SafeName, if_exists: IfExists) -> Result<SafeName> {
+/// What became of a partial.
+pub(super) enum Named<Equal> {
+    /// It has this name.
+    Moved(SafeName),
+    /// Its like has a name already, and it still has its own.
+    Equal(Equal),
+}
+
+/// Moves the partial `from` to `name`, or to what stands for it. Where a name is taken `find_equal` says whether by its like, as
+/// another run of the same command may have been faster. `EXIST` when no name is free.
+pub(super) fn give_name<Equal>(
+    dir: &Dir,
+    from: &OsStr,
+    name: &SafeName,
+    if_exists: IfExists,
+    find_equal: impl Fn(&SafeName) -> Option<Equal>,
+) -> Result<Named<Equal>> {
     if if_exists == IfExists::Replace {
         return match dir.rename_over(from, name.as_os_str()) {
             // Nothing takes the place of a directory.
             Err(Errno::ISDIR) => Err(Errno::EXIST),
-            result => result.map(|()| name.clone()),
+            result => result.map(|()| Named::Moved(name.clone())),
         };
     }
     for name in names_for(name, if_exists) {
         match rename_new(dir, from, name.as_os_str()) {
-            Err(Errno::EXIST) => {}
-            result => return result.map(|()| name),
+            Err(Errno::EXIST) => {
+                if let Some(equal) = find_equal(&name) {
+                    return Ok(Named::Equal(equal));
+                }
+            }
+            result => return result.map(|()| Named::Moved(name)),
         }
     }
     Err(Errno::EXIST)

@@ -25,7 +25,7 @@ use crate::worker::{spawn, Lock};
 /// that could use it.
 pub(crate) struct Partial {
     held: Arc<Held>,
-    place: Place,
+    place: Arc<Place>,
     room: Arc<Room>,
     reservation: Option<Reservation>,
     size: u64,
@@ -81,7 +81,7 @@ impl Partial {
             };
             return Ok(Partial {
                 held: Arc::new(held),
-                place,
+                place: Arc::new(place),
                 room: Arc::clone(room),
                 reservation: None,
                 size: meta.size,
@@ -153,7 +153,7 @@ impl Partial {
         &self.place.dir
     }
 
-    pub(super) fn place(&self) -> &Place {
+    pub(super) fn place(&self) -> &Arc<Place> {
         &self.place
     }
 

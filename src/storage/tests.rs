@@ -145,6 +145,32 @@ fn an_equal_file_is_found_under_a_numbered_name() {
 }
 
 #[test]
+fn two_runs_of_one_command_at_once_store_one_file() {
+    for if_exists in [IfExists::Rename, IfExists::Refuse] {
+        for content in [vec![1; 10], content(2, 1)] {
+            let (root, store) = store(if_exists);
+            let meta = meta("d/a.bin", &content);
+            let partials_of_both = [store.open_partial(&meta).unwrap(), store.open_partial(&meta).unwrap()];
+            let committed = partials_of_both.map(|partial| {
+                partial.write_at(0, &content).unwrap();
+                outcome(|done| store.commit(partial, meta.clone(), done)).unwrap()
+            });
+            assert!(committed.iter().all(|committed| committed.stored.to_string() == "d/a.bin" && committed.durable));
+            assert_eq!(committed.each_ref().map(|committed| committed.already), [false, true]);
+            assert_eq!(root.path().join("d").read_dir().unwrap().count(), 1);
+            let other = content.iter().map(|byte| byte ^ 1).collect::<Vec<_>>();
+            let partial = store.open_partial(&meta);
+            if if_exists == IfExists::Rename {
+                let partial = partial.unwrap();
+                partial.write_at(0, &other).unwrap();
+                let committed = outcome(|done| store.commit(partial, meta, done));
+                assert_eq!(stored(committed), "d/a-1.bin");
+            }
+        }
+    }
+}
+
+#[test]
 fn only_the_name_itself_counts_as_there_where_names_are_not_numbered() {
     let (root, store) = store(IfExists::Replace);
     fs::write(root.path().join("a"), b"one").unwrap();

@@ -353,7 +353,7 @@ impl Inner {
 
     fn confirm(self: &Arc<Self>, file: &mut Incoming, number: u32, existing: Existing, crc: u32) {
         let Some(store) = &self.context.store else { return };
-        file.stage = Stage::Committing { already: true, crc };
+        file.stage = Stage::Committing { crc };
         self.context.budget.begin_commit();
         store.confirm(existing, self.done(number, file));
     }
@@ -533,8 +533,7 @@ impl Inner {
             let awaits = file.awaits_more();
             return if awaits { Ok(()) } else { Err(Error::violation("6.7", "FINISH before everything was sent")) };
         };
-        let Stage::Receiving(partial) = std::mem::replace(&mut file.stage, Stage::Committing { already: false, crc })
-        else {
+        let Stage::Receiving(partial) = std::mem::replace(&mut file.stage, Stage::Committing { crc }) else {
             return Ok(());
         };
         if crc != expected {
@@ -568,13 +567,13 @@ impl Inner {
             Err(failure) => return self.refuse(files, number, failure),
         };
         let Some(file) = files.open.get(&number) else { return };
-        let Stage::Committing { already, crc } = file.stage else { return };
+        let Stage::Committing { crc } = file.stage else { return };
         let resumed = file.meta.size.saturating_sub(file.travelled);
         let stored = committed.stored.to_bytes();
         let receipt = wire::Receipt {
             transfer: number,
             durable: committed.durable,
-            already,
+            already: committed.already,
             size: file.meta.size,
             resumed,
             crc,
@@ -590,7 +589,7 @@ impl Inner {
             bytes: file.meta.size,
             crc32: crc,
             durable: committed.durable,
-            already,
+            already: committed.already,
             resumed_bytes: resumed,
             grew: file.finish.is_some_and(|(_, grew)| grew),
             elapsed: file.started.elapsed(),

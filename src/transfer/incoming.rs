@@ -53,7 +53,7 @@ pub(super) enum Stage {
     /// An equal one was there; its receipt waits for FINISH, which has the CRC.
     Equal(Existing),
     /// With the storage.
-    Committing { already: bool, crc: u32 },
+    Committing { crc: u32 },
 }
 
 impl Incoming {
