@@ -122,6 +122,8 @@ pub const REFUSED_BYTES_MAX: usize = 64 * KIB;
 pub const REFUSED_TIMEOUT: Duration = Duration::from_secs(1);
 /// A thread without work stays this long: the next chunk or text saves a start.
 pub const IDLE_THREAD: Duration = Duration::from_millis(200);
+/// Old partials are looked for when a file comes and the last look is this long ago: a server runs for months.
+pub const HOUSEKEEPING_PAUSE: Duration = Duration::from_secs(3600);
 /// First pause between tries to connect.
 pub const RETRY_FIRST: Duration = Duration::from_millis(200);
 /// Longest pause between tries to connect.

@@ -5,9 +5,11 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
 use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use common::{assert_same_file, client, client_spawn, Scratch, Server, BINARY};
+use common::{assert_same_file, client, client_spawn, until, Scratch, Server, BINARY};
 
 const BLOCK: u64 = 262_144;
 
@@ -244,4 +246,24 @@ fn a_file_over_4_gib_arrives() {
     server.wait_stderr(|line| line.contains("huge"));
     sending.wait().assert_code(0);
     assert_same_file(&path, format!("{inbox}/huge"));
+}
+
+#[test]
+fn partials_that_nobody_continues_go_after_a_while_wherever_they_are() {
+    let scratch = Scratch::new();
+    let inbox = scratch.directory("inbox");
+    fs::create_dir_all(format!("{inbox}/a/b")).unwrap();
+    let old = [".postwire-0123456789abcdef-0.part", "a/b/.postwire-0123456789abcdef-1.part"];
+    let kept = ["a/b/.postwire-notes.part", "a/b/file"];
+    for name in old.iter().chain(&kept) {
+        fs::write(format!("{inbox}/{name}"), "x").unwrap();
+    }
+    let changed = fs::metadata(format!("{inbox}/{}", old[1])).unwrap().ctime();
+    let is_old = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() > changed.unsigned_abs() + 1;
+    until("the partials are more than a second old", || is_old().then_some(()));
+    let server = Server::start(&["--dir", &inbox, "--keep-partials", "1s"]);
+    let is_there = |name: &&str| Path::new(&format!("{inbox}/{name}")).exists();
+    until("the partials are gone", || (!old.iter().any(is_there)).then_some(()));
+    assert!(kept.iter().all(is_there));
+    server.terminate().assert_code(0);
 }

@@ -58,7 +58,7 @@ impl Dir {
     }
 
     /// The directory `name` in this one; a link is not followed.
-    fn enter(&self, name: &SafeName) -> Result<Dir> {
+    pub(super) fn enter(&self, name: &SafeName) -> Result<Dir> {
         let open = |how| {
             let flags = how | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             fs::openat(&self.fd, name.as_os_str(), flags, Mode::empty())
@@ -99,10 +99,20 @@ impl Dir {
         rustix::io::retry_on_intr(|| fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR))
     }
 
-    /// The names here, for housekeeping; those that can't be read are left out.
-    pub(super) fn names(&self) -> Result<impl Iterator<Item = Vec<u8>>> {
-        let entries = fs::Dir::read_from(&self.fd)?;
-        Ok(entries.map_while(Result::ok).map(|entry| entry.file_name().to_bytes().to_vec()))
+    /// The names here; those that can't be read are left out.
+    pub(super) fn names(&self) -> Result<Vec<Vec<u8>>> {
+        self.names_of(|_| true)
+    }
+
+    /// The names here that may be directories', which some file systems do not tell.
+    pub(super) fn directories(&self) -> Result<Vec<Vec<u8>>> {
+        self.names_of(|kind| matches!(kind, FileType::Directory | FileType::Unknown))
+    }
+
+    fn names_of(&self, wanted: impl Fn(FileType) -> bool) -> Result<Vec<Vec<u8>>> {
+        let entries = fs::Dir::read_from(&self.fd)?.map_while(Result::ok);
+        let wanted = entries.filter(|entry| wanted(entry.file_type()));
+        Ok(wanted.map(|entry| entry.file_name().to_bytes().to_vec()).collect())
     }
 
     pub(super) fn unlink(&self, name: &OsStr) -> Result<()> {

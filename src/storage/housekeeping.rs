@@ -5,12 +5,16 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::ffi::OsStringExt;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{futimens, Timespec, Timestamps, UTIME_NOW};
 
 use super::dir::Dir;
 use super::partial::{lock_unused, Identity};
+use crate::config::{HOUSEKEEPING_PAUSE, PATH_DEPTH_MAX};
+use crate::name::SafeName;
+use crate::worker::{spawn, Lock};
 
 /// One that nobody uses; nobody can begin to while this is held.
 struct UnusedPartial {
@@ -37,8 +41,33 @@ impl UnusedPartial {
     }
 }
 
-/// Removes the partials in `dir` that nobody has written to for `keep`.
-pub(super) fn remove_old(dir: &Dir, keep: Duration) {
+/// Looks for old partials at its first [`Rounds::make`], and when the last round is long ago.
+pub(super) struct Rounds {
+    keep: Duration,
+    last: Mutex<Option<Instant>>,
+}
+
+impl Rounds {
+    pub(super) fn new(keep: Duration) -> Rounds {
+        Rounds { keep, last: Mutex::new(None) }
+    }
+
+    /// Goes through all directories below `root` when it is time to, on a thread of its own.
+    pub(super) fn make(&self, root: &Arc<Dir>) {
+        let mut last = self.last.take();
+        if last.is_some_and(|last| last.elapsed() < HOUSEKEEPING_PAUSE) {
+            return;
+        }
+        *last = Some(Instant::now());
+        let (root, keep) = (Arc::clone(root), self.keep);
+        // Without a thread the next round does it.
+        let _ = spawn("housekeeping", move || remove_old(&root, keep, PATH_DEPTH_MAX));
+    }
+}
+
+/// Removes the partials in `dir` and `depth` levels below it that nobody has written to for `keep`. Other file systems that are
+/// mounted there are left alone.
+fn remove_old(dir: &Dir, keep: Duration, depth: usize) {
     let now_seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let now_seconds = i64::try_from(now_seconds).unwrap_or(i64::MAX);
     for (name, _) in partial_names(dir) {
@@ -49,6 +78,15 @@ pub(super) fn remove_old(dir: &Dir, keep: Duration) {
             Verdict::Remove => {
                 partial.remove(dir);
             }
+        }
+    }
+    let Some(depth) = depth.checked_sub(1) else { return };
+    // Names that no transfer makes hold nothing of ours.
+    let names = dir.directories().unwrap_or_default();
+    for name in names.iter().filter_map(|name| SafeName::parse(name).ok()) {
+        match dir.enter(&name) {
+            Ok(inner) if inner.id().device == dir.id().device => remove_old(&inner, keep, depth),
+            _ => {}
         }
     }
 }
@@ -70,7 +108,7 @@ pub(super) fn remove_oldest(dir: &Dir, spared: &Identity) -> bool {
 
 /// Names like those of our partials. A directory that can't be listed is left as it is.
 fn partial_names(dir: &Dir) -> Vec<(OsString, Identity)> {
-    let Ok(names) = dir.names() else { return Vec::new() };
+    let names = dir.names().unwrap_or_default().into_iter();
     names.filter_map(|name| Identity::in_name(&name).map(|identity| (OsString::from_vec(name), identity))).collect()
 }
 
@@ -128,7 +166,7 @@ mod tests {
         drop(used);
         assert!(remove_oldest(&dir, &spared));
         assert!(!remove_oldest(&dir, &spared));
-        remove_old(&dir, DAY);
+        remove_old(&dir, DAY, 1);
         assert!(root.path().join(a).exists() && !root.path().join(b).exists());
         assert!(others.iter().all(|name| root.path().join(name).exists()));
     }

@@ -35,6 +35,7 @@ use crate::error::{Error, Refusal};
 use crate::name::SafePath;
 use commit::{Answer, Committer, Job};
 use dir::{Anchors, Dir, Kind, Place};
+use housekeeping::Rounds;
 use naming::names_for;
 use partial::Identity;
 use room::Room;
@@ -74,11 +75,12 @@ pub(crate) struct Store {
     umask: Mode,
     room: Arc<Room>,
     anchors: Arc<Anchors>,
+    rounds: Rounds,
     committer: Committer,
 }
 
 impl Store {
-    /// Opens the directory, and removes what partials are too old in it.
+    /// Opens the directory, and begins to remove what partials are too old in it.
     ///
     /// # Errors
     /// [`Error::File`] when it is not there, no directory, or can't be written.
@@ -86,7 +88,8 @@ impl Store {
         let failed = |action| move |source: Errno| Error::File { action, path: dir.to_owned(), source: source.into() };
         let root = Arc::new(Dir::open(dir).map_err(failed("open"))?);
         root.check_writable().map_err(failed("write to"))?;
-        housekeeping::remove_old(&root, config.keep_partials);
+        let rounds = Rounds::new(config.keep_partials);
+        rounds.make(&root);
         let anchors = Arc::new(Anchors::default());
         Ok(Store {
             path: dir.to_owned(),
@@ -96,6 +99,7 @@ impl Store {
             root,
             config: config.clone(),
             anchors,
+            rounds,
         })
     }
 
@@ -161,6 +165,7 @@ impl Store {
         if self.refuses_name(meta)? {
             return Err(Refusal::Exists.into());
         }
+        self.rounds.make(&self.root);
         let place = Place::make(&self.root, meta.path.directories(), &self.anchors)
             .map_err(|error| self.failure("make a directory for", &meta.path, error))?;
         let identity = Identity::of(meta);

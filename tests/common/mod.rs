@@ -54,6 +54,19 @@ pub struct Server {
     port: u16,
 }
 
+/// Looks again and again until `look` finds something.
+#[track_caller]
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited {DEADLINE:?} for {what}");
+        thread::park_timeout(Duration::from_millis(2));
+    }
+}
+
 /// Runs `postwire client` to its end, with nothing on stdin.
 pub fn client(arguments: &[&str]) -> Run {
     client_fed(arguments, b"")

@@ -29,7 +29,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::DEADLINE;
+use common::until;
 
 /// Counts what the rounds of a programme did, and says so in one line at the end.
 pub struct Programme {
@@ -112,19 +112,6 @@ impl Programme {
 #[allow(clippy::disallowed_methods)]
 pub fn pause(time: Duration) {
     thread::sleep(time);
-}
-
-/// Looks again and again until `look` finds something.
-#[track_caller]
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "waited {DEADLINE:?} for {what}");
-        pause(Duration::from_millis(2));
-    }
 }
 
 /// The value of a key in one line of `--json`, as it stands there without quotes; enough for names that need no escape.
