@@ -2,6 +2,7 @@
 //!
 //! A thread of its own looks up, dials, and then is the reader. What was sent and not acknowledged outlives a connection.
 
+use std::io::Read;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
@@ -14,8 +15,8 @@ use crate::event::{Event, Events, State, Text};
 use crate::hub::{check_text, encode_text, event_of, introduction, offered_name, random_run, receive_budget, Seen};
 use crate::name::{Nickname, SafePath};
 use crate::session::{greet_as_client, Handled, Hooks, Mailbox, Owner, Session, SessionContext};
-use crate::storage::{Source, Store};
-use crate::transfer::{Budget, Holders, InboundContext, TransferId};
+use crate::storage::{Store, Stream};
+use crate::transfer::{Budget, Holders, InboundContext, TransferId, TransferIds};
 use crate::wire::{self, Presence, RunId};
 use crate::worker::{spawn, Lock};
 
@@ -34,6 +35,7 @@ struct Shared {
     store: Option<Arc<Store>>,
     budget: Arc<Budget>,
     holders: Arc<Holders>,
+    ids: Arc<TransferIds>,
     mailbox: Arc<Mailbox>,
     link: Mutex<Link>,
     changed: Condvar,
@@ -48,7 +50,6 @@ struct Link {
     peer: Option<SocketAddr>,
     seen: Seen,
     last_sequence: u64,
-    last_transfer: TransferId,
     /// The application wants an orderly end.
     closing: bool,
     /// No further connection, and no further event.
@@ -65,7 +66,9 @@ impl Client {
         let store = config.dir.as_deref().map(|dir| Store::open(dir, &config)).transpose()?.map(Arc::new);
         let events = Events::new(config.read_buffer_bytes);
         let (texts, files) = (events.clone(), events.clone());
+        let ids = Arc::new(TransferIds::default());
         let mailbox = Mailbox::new(
+            Arc::clone(&ids),
             move |report| texts.push(Event::from(report)),
             move |report| files.push(event_of(report, None)),
         );
@@ -78,7 +81,6 @@ impl Client {
             peer: None,
             seen: Seen::default(),
             last_sequence: 0,
-            last_transfer: 0,
             closing: false,
             over: false,
         };
@@ -90,6 +92,7 @@ impl Client {
             store,
             budget: Arc::new(Budget::new(receive_budget(&config))),
             holders: Arc::default(),
+            ids,
             mailbox: Arc::new(mailbox),
             link: Mutex::new(link),
             changed: Condvar::new(),
@@ -183,7 +186,10 @@ impl Client {
         Ok(sequence)
     }
 
-    /// Queues a file under its own last name; [`Event::Sent`] or [`Event::TransferFailed`] follows.
+    /// Queues what `path` leads to under its own last name: a file, a directory with all that is in it, or a FIFO or device,
+    /// which is read to its end. [`Event::Sent`] or [`Event::TransferFailed`] follows with the id that is given here. In a
+    /// directory each file has an id of its own, links and special files are left out ([`Event::Skipped`]), and the
+    /// directory's own event is the last.
     ///
     /// # Errors
     /// [`Error::File`] when it can't be read, [`Error::Argument`] for its name, [`Error::Closed`].
@@ -191,18 +197,27 @@ impl Client {
         self.send_file_as(path, &offered_name(path)?)
     }
 
-    /// Queues a file under another name.
+    /// Queues what `path` leads to under another name.
     ///
     /// # Errors
     /// As [`Client::send_file`].
     pub fn send_file_as(&self, path: &Path, name: &SafePath) -> Result<TransferId> {
-        Source::open(path)?;
-        let id = self.shared.next_transfer();
         if self.shared.link.take().over {
             return Err(Error::Closed);
         }
-        self.shared.mailbox.files.add(id, path, name);
-        Ok(id)
+        self.shared.mailbox.files.add_path(path, name)
+    }
+
+    /// Queues what `reader` gives until its end, of unknown length, under `name`. What was sent is kept until the other side
+    /// has written it, so a break is survived; a later run can't go on with it.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub fn send_stream(&self, reader: impl Read + Send + 'static, name: &SafePath) -> Result<TransferId> {
+        if self.shared.link.take().over {
+            return Err(Error::Closed);
+        }
+        Ok(self.shared.mailbox.files.add_stream(Stream::of_reader(reader), name))
     }
 
     /// Delivers what is queued, then says GOODBYE; returns at once.
@@ -316,7 +331,7 @@ impl Shared {
             report: Arc::new(move |report| events.push(event_of(report, None))),
             wake: hooks.wake,
             violated: hooks.violated,
-            next_id: Box::new(move || shared.next_transfer()),
+            ids: Arc::clone(&shared.ids),
         });
         let context = SessionContext { mailbox: Arc::clone(&self.mailbox), owner, inbound };
         let session = Session::new(Arc::clone(&conn), peer, context);
@@ -392,12 +407,6 @@ impl Shared {
         self.events.push(Event::Disconnected(error));
         self.events.close();
         self.changed.notify_all();
-    }
-
-    fn next_transfer(&self) -> TransferId {
-        let mut link = self.link.take();
-        link.last_transfer += 1;
-        link.last_transfer
     }
 }
 

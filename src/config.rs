@@ -124,6 +124,14 @@ pub const REFUSED_TIMEOUT: Duration = Duration::from_secs(1);
 pub const IDLE_THREAD: Duration = Duration::from_millis(200);
 /// Old partials are looked for when a file comes and the last look is this long ago: a server runs for months.
 pub const HOUSEKEEPING_PAUSE: Duration = Duration::from_secs(3600);
+/// A stream is read in pieces of this many bytes: what a pipe holds.
+pub const STREAM_READ_BYTES: usize = 64 * KIB;
+/// How far a stream is read ahead of what is sent.
+pub const STREAM_AHEAD_BYTES: u64 = 512 * 1024;
+/// What is kept of a stream for repair and for a new connection, as it can't be read again.
+pub const STREAM_KEPT_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Entries of a tree that are looked at in one go, when nothing else is left to offer.
+pub const TREE_STEP: usize = 64;
 /// First pause between tries to connect.
 pub const RETRY_FIRST: Duration = Duration::from_millis(200);
 /// Longest pause between tries to connect.

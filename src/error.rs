@@ -79,6 +79,8 @@ pub enum Error {
         /// Which.
         path: PathBuf,
     },
+    /// A stream can't go on after a break: the other side lost what it had written of it.
+    StreamLost,
     /// The other side gave a transfer up.
     GivenUp,
     /// This side's own end was closed or stopped.
@@ -423,6 +425,7 @@ impl fmt::Display for Error {
             Error::SourceChanged { path } => {
                 write!(f, "\"{}\" changed while it was sent", crate::name::escape_path(path))
             }
+            Error::StreamLost => write!(f, "can't go on after the break: the other side lost its part: start it again"),
             Error::GivenUp => write!(f, "given up by the other side"),
             Error::Closed => write!(f, "closed"),
         }

@@ -7,12 +7,14 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Refusal, Result};
 use crate::name::Nickname;
 use crate::session::{Handled, TextReport};
+use crate::storage::Skipped;
 use crate::transfer::{Progress, Receipt, TransferFailure};
 use crate::worker::Lock;
 
@@ -81,6 +83,13 @@ pub enum Event {
     Received(Receipt),
     /// A transfer ended without a stored file.
     TransferFailed(TransferFailure),
+    /// Something in a directory of ours is not sent.
+    Skipped {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        why: Skipped,
+    },
 }
 
 /// A client's connection, as QAbstractSocket has it.
@@ -258,7 +267,7 @@ mod tests {
 
     fn progress(transfer: TransferId, bytes: u64) -> Event {
         let direction = Direction::Outgoing;
-        Event::Progress(Progress { transfer, direction, name: b"a".to_vec(), bytes, size_bytes: 9 })
+        Event::Progress(Progress { transfer, direction, name: b"a".to_vec(), bytes, size_bytes: Some(9) })
     }
 
     #[test]

@@ -50,7 +50,7 @@
 //! | --- | --- | --- |
 //! | 0 | `error`, [`config`] (every limit: unit, reason), `name` (safe names, nicknames, escaping), `worker` (threads on demand) | nothing |
 //! | 1 | [`wire`] (codec, messages, [the protocol](wire::protocol)) | bytes only |
-//! | 2 | `conn` (all sockets), `storage` (partials, compare, commit, sources) | row 1 at most |
+//! | 2 | `conn` (all sockets), `storage` (partials, compare, commit; sources, trees, streams) | row 1 at most |
 //! | 3 | `transfer` (sender and receiver as state machines) | no sockets |
 //! | 4 | `session` (hello, send turn, reader, keepalive, close) | one peer |
 //! | 5 | `event`, `hub` (peers, the room, delivery) | all peers |
@@ -91,4 +91,5 @@ pub use error::{Error, Goodbye, Refusal, Result, Violation, WireError};
 pub use event::{Event, PeerInfo, State, Text};
 pub use name::{escape, escape_path, Nickname, SafeName, SafePath, Unsafe};
 pub use server::Server;
-pub use transfer::{Direction, Progress, Receipt, TransferFailure, TransferId};
+pub use storage::Skipped;
+pub use transfer::{Direction, Kind, Progress, Receipt, TransferFailure, TransferId};

@@ -121,6 +121,19 @@ impl SafePath {
         SafePath(names)
     }
 
+    /// The path of `name` below this one.
+    ///
+    /// # Errors
+    /// [`Unsafe`] past 64 names.
+    pub fn join(&self, name: SafeName) -> Result<SafePath, Unsafe> {
+        if self.0.len() >= PATH_DEPTH_MAX {
+            return Err(Unsafe);
+        }
+        let mut names = self.0.clone();
+        names.push(name);
+        Ok(SafePath(names))
+    }
+
     /// `a/b/c`, as in an offer.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {

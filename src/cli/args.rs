@@ -50,7 +50,14 @@ pub enum ClientRun {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Item {
     Text(String),
-    File { path: PathBuf, name: Option<SafePath> },
+    File {
+        path: PathBuf,
+        name: Option<SafePath>,
+    },
+    /// Standard input, as a file of this name.
+    Stdin {
+        name: SafePath,
+    },
 }
 
 #[derive(Debug)]
@@ -165,16 +172,7 @@ fn client(given: &Given, environment: &Environment) -> Result<ClientOrder, Usage
 fn client_run(given: &Given) -> Result<ClientRun, Usage> {
     let mut items = items(given)?;
     let count = given.value("count", |text| text.parse().ok().filter(|&count: &u64| count > 0))?;
-    if let Some(as_name) = given.value("as", |text| SafePath::parse(text.as_bytes()).ok())? {
-        let mut files = items.iter_mut().filter_map(|item| match item {
-            Item::File { name, .. } => Some(name),
-            Item::Text(_) => None,
-        });
-        match (files.next(), files.next()) {
-            (Some(name), None) => *name = Some(as_name),
-            _ => return Err(given.wrong("--as takes the name of one file: give exactly one file with it")),
-        }
-    }
+    name_one(given, &mut items)?;
     if given.has("stay") {
         if !items.is_empty() {
             return Err(given.wrong("--stay takes no value, and no --file, --text or path beside it"));
@@ -185,6 +183,27 @@ fn client_run(given: &Given) -> Result<ClientRun, Usage> {
         return Err(given.wrong("--count takes a number beside --stay only"));
     }
     Ok(if items.is_empty() { ClientRun::Chat } else { ClientRun::Job(items) })
+}
+
+/// `--as` is for one file. Standard input has no name of its own.
+fn name_one(given: &Given, items: &mut VecDeque<Item>) -> Result<(), Usage> {
+    let as_name = given.value("as", |text| SafePath::parse(text.as_bytes()).ok())?;
+    let has_stdin = items.iter().any(|item| matches!(item, Item::Stdin { .. }));
+    let mut files = items.iter_mut().filter(|item| !matches!(item, Item::Text(_)));
+    let (first, second) = (files.next(), files.next());
+    match (first, as_name) {
+        (Some(item), Some(as_name)) if second.is_none() => match item {
+            Item::File { name, .. } => *name = Some(as_name),
+            Item::Stdin { name } => *name = as_name,
+            Item::Text(_) => {}
+        },
+        (_, Some(_)) => return Err(given.wrong("--as takes the name of one file: give exactly one file with it")),
+        (_, None) if has_stdin => {
+            return Err(given.wrong("standard input (-) has no name: give it one with --as NAME"));
+        }
+        (_, None) => {}
+    }
+    Ok(())
 }
 
 /// The files and texts of a job, in the order of the command line.
@@ -207,8 +226,13 @@ fn items(given: &Given) -> Result<VecDeque<Item>, Usage> {
 }
 
 fn file(given: &Given, path: &OsStr) -> Result<Item, Usage> {
-    if path.is_empty() || path == "-" {
-        return Err(Usage::value(given.side, "file", &path.to_string_lossy()));
+    if path.is_empty() {
+        return Err(Usage::value(given.side, "file", ""));
+    }
+    if path == "-" {
+        // `--as` says the real one.
+        let name = SafePath::parse(b"stdin").map_err(|_| given.wrong("standard input has no name"))?;
+        return Ok(Item::Stdin { name });
     }
     Ok(Item::File { path: path.into(), name: None })
 }

@@ -1,7 +1,9 @@
 //! What a person reads on standard error about an event: one line and how important it is. Everything that a peer sent
 //! passes `escape`. Functions of events; `print` writes the lines.
 
-use postwire::{escape, escape_path, Direction, Error, Event, Nickname, Receipt, Refusal, State, TransferFailure};
+use postwire::{
+    escape, escape_path, Direction, Error, Event, Kind, Nickname, Receipt, Refusal, Skipped, State, TransferFailure,
+};
 
 use super::args::Level;
 
@@ -29,8 +31,11 @@ pub fn event(event: &Event) -> Option<(Level, String)> {
         Event::Left(nickname) => (Level::Notice, format!("{nickname} left")),
         Event::TextDelivered { sequence } => (Level::Trace, format!("text {sequence} delivered")),
         Event::TextRefused { refusal, .. } => (Level::Error, format!("text refused: {refusal}")),
-        Event::Sent(receipt) => (Level::Notice, of_receipt("sent", "to", receipt)),
-        Event::Received(receipt) => (Level::Notice, of_receipt("received", "from", receipt)),
+        Event::Sent(receipt) => (of_kind(receipt), of_receipt("sent", "to", receipt)),
+        Event::Received(receipt) => (of_kind(receipt), of_receipt("received", "from", receipt)),
+        Event::Skipped { path, why } => {
+            (Level::Error, format!("not sent: \"{}\": {}", escape_path(path), self::why(*why)))
+        }
         Event::TransferFailed(failure) => (Level::Error, of_failure(failure)),
         _ => return None,
     };
@@ -51,13 +56,33 @@ pub fn text(from: Option<&Nickname>, text: &str) -> String {
     format!("{}: {}", from.map_or("server", Nickname::as_str), escape(text.as_bytes()))
 }
 
+/// Why something in a tree is not sent.
+pub fn why(why: Skipped) -> &'static str {
+    match why {
+        Skipped::Link => "a symbolic link",
+        Skipped::Special => "a device, FIFO or socket",
+        _ => "a name that the other side would not take",
+    }
+}
+
+/// A tree's directories are no news.
+fn of_kind(receipt: &Receipt) -> Level {
+    if receipt.kind == Kind::Directory {
+        Level::Detail
+    } else {
+        Level::Notice
+    }
+}
+
 fn of_receipt(done: &str, preposition: &str, receipt: &Receipt) -> String {
     let mut facts = Vec::new();
     if receipt.stored != receipt.name {
         facts.push(format!("stored as \"{}\"", escape(&receipt.stored)));
     }
-    facts.push(format!("{} bytes", receipt.bytes));
-    facts.push(format!("crc32 {:08x}", receipt.crc32));
+    if receipt.kind != Kind::Directory {
+        facts.push(format!("{} bytes", receipt.bytes));
+        facts.push(format!("crc32 {:08x}", receipt.crc32));
+    }
     facts.push(if receipt.durable { "durable" } else { "not durable" }.to_owned());
     if receipt.already {
         facts.push("already there".to_owned());
@@ -122,6 +147,7 @@ mod tests {
         Receipt {
             direction: Direction::Outgoing,
             transfer: 1,
+            kind: Kind::File,
             peer: Nickname::parse(b"b7").ok(),
             source: None,
             name: b"a.bin".to_vec(),

@@ -1,23 +1,31 @@
 //! The run of a client with files and texts: it does them in order, and ends. [`Plan`] decides what comes next and touches
 //! nothing; [`run`] does it.
 
-use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::collections::{HashSet, VecDeque};
+use std::path::{Path, PathBuf};
 
-use postwire::{Client, Direction, Error, Event, SafePath, State};
+use postwire::{Client, Direction, Error, Event, SafePath, State, TransferId};
 
 use super::args::Item;
 use super::exit::{Exit, Tally};
 use super::feed::{Feed, Happening};
 use super::print::Printer;
 
+/// What to do about links and special files.
+const KEEPS_ALL: &str = "links and special files are left out; this keeps them: \
+    tar c DIR | postwire client --to HOST --file - --as NAME.tar";
+
 /// What is still to be done, and what became of the rest.
 #[derive(Default)]
 struct Plan {
     items: VecDeque<Item>,
-    files_waiting: usize,
+    /// Files and trees that have no answer yet. What is in a tree has transfers of its own, and the tree's is the last.
+    files_waiting: HashSet<TransferId>,
     texts_waiting: usize,
     file_failed: bool,
+    /// The run ended before this could be queued.
+    is_cut_off: bool,
+    skipped: usize,
     tally: Tally,
 }
 
@@ -25,6 +33,7 @@ struct Plan {
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
     SendFile(PathBuf, Option<SafePath>),
+    SendStdin(SafePath),
     SendText(String),
     /// A text whose files did not all arrive.
     DropText,
@@ -36,14 +45,12 @@ enum Step {
 impl Plan {
     /// Files are offered all at once; a text goes when every file before it was stored, and not if one failed.
     fn step(&mut self) -> Step {
-        if matches!(self.items.front(), Some(Item::Text(_))) && self.files_waiting > 0 {
+        if matches!(self.items.front(), Some(Item::Text(_))) && !self.files_waiting.is_empty() {
             return Step::Wait;
         }
         match self.items.pop_front() {
-            Some(Item::File { path, name }) => {
-                self.files_waiting += 1;
-                Step::SendFile(path, name)
-            }
+            Some(Item::File { path, name }) => Step::SendFile(path, name),
+            Some(Item::Stdin { name }) => Step::SendStdin(name),
             Some(Item::Text(_)) if self.file_failed => {
                 self.tally.failed(Exit::Other);
                 Step::DropText
@@ -59,13 +66,16 @@ impl Plan {
 
     /// Whether everything was sent and answered.
     fn is_answered(&self) -> bool {
-        self.items.is_empty() && self.files_waiting == 0 && self.texts_waiting == 0
+        self.items.is_empty() && self.files_waiting.is_empty() && self.texts_waiting == 0 && !self.is_cut_off
     }
 
-    fn file_answered(&mut self, failure: Option<&Error>) {
-        self.files_waiting = self.files_waiting.saturating_sub(1);
-        self.file_failed |= failure.is_some();
-        self.answered(failure);
+    fn file_queued(&mut self, id: TransferId) {
+        self.files_waiting.insert(id);
+    }
+
+    fn file_failed(&mut self, failure: &Error) {
+        self.file_failed = true;
+        self.answered(Some(failure));
     }
 
     fn text_answered(&mut self, failure: Option<&Error>) {
@@ -82,9 +92,17 @@ impl Plan {
 
     fn hear(&mut self, event: &Event) {
         match event {
-            Event::Sent(_) => self.file_answered(None),
+            Event::Sent(receipt) => {
+                self.files_waiting.remove(&receipt.transfer);
+                self.answered(None);
+            }
             Event::TransferFailed(failure) if failure.direction == Direction::Outgoing => {
-                self.file_answered(Some(&failure.error));
+                self.files_waiting.remove(&failure.transfer);
+                self.file_failed(&failure.error);
+            }
+            Event::Skipped { .. } => {
+                self.skipped += 1;
+                self.tally.failed(Exit::Partly);
             }
             Event::TextDelivered { .. } => self.text_answered(None),
             Event::TextRefused { refusal, .. } => self.text_answered(Some(&Error::Refused(*refusal))),
@@ -138,13 +156,13 @@ fn advance(client: &Client, plan: &mut Plan, feed: &mut Feed, printer: &mut Prin
                     Some(name) => client.send_file_as(&path, name),
                     None => client.send_file(&path),
                 };
-                match sent {
-                    Ok(_) => {}
-                    Err(Error::Closed) => return,
-                    Err(error) => {
-                        printer.unsendable(&path, &error);
-                        plan.file_answered(Some(&error));
-                    }
+                if !queued(sent, &path, plan, printer) {
+                    return;
+                }
+            }
+            Step::SendStdin(name) => {
+                if !queued(client.send_stream(std::io::stdin(), &name), Path::new("-"), plan, printer) {
+                    return;
                 }
             }
             Step::SendText(text) => match client.send_text(None, &text) {
@@ -166,11 +184,30 @@ fn advance(client: &Client, plan: &mut Plan, feed: &mut Feed, printer: &mut Prin
     }
 }
 
+/// Gives `false` when the run is over.
+fn queued(sent: Result<TransferId, Error>, path: &Path, plan: &mut Plan, printer: &mut Printer) -> bool {
+    match sent {
+        Ok(id) => plan.file_queued(id),
+        Err(Error::Closed) => {
+            plan.is_cut_off = true;
+            return false;
+        }
+        Err(error) => {
+            printer.unsendable(path, &error);
+            plan.file_failed(&error);
+        }
+    }
+    true
+}
+
 /// After an answer to everything it does not matter how the connection ended.
 fn ended(plan: &mut Plan, signal: Option<i32>, error: Option<Error>, printer: &mut Printer) -> Exit {
     if let Some(signal) = signal {
         printer.fatal("interrupted: run the same command again to continue");
         return Exit::Signal(signal);
+    }
+    if plan.skipped > 0 {
+        printer.notice(KEEPS_ALL);
     }
     if !plan.is_answered() {
         let error = error.unwrap_or(Error::Broken { source: None });
@@ -185,7 +222,7 @@ mod tests {
     use super::*;
     use crate::cli::args::{Level, Output};
     use crate::cli::print::Run;
-    use postwire::{Config, Refusal};
+    use postwire::{Config, Kind, Receipt, Refusal, TransferFailure};
     use std::time::Duration;
 
     fn plan(words: &[&str]) -> Plan {
@@ -200,30 +237,81 @@ mod tests {
         Step::SendFile(path.into(), None)
     }
 
+    fn stored(transfer: TransferId) -> Event {
+        Event::Sent(Receipt {
+            transfer,
+            direction: Direction::Outgoing,
+            kind: Kind::File,
+            peer: None,
+            source: None,
+            name: Vec::new(),
+            stored: Vec::new(),
+            bytes: 0,
+            crc32: 0,
+            durable: true,
+            already: false,
+            resumed_bytes: 0,
+            grew: false,
+            elapsed: Duration::ZERO,
+        })
+    }
+
+    fn refused(transfer: TransferId) -> Event {
+        Event::TransferFailed(TransferFailure {
+            transfer,
+            direction: Direction::Outgoing,
+            peer: None,
+            source: None,
+            name: Vec::new(),
+            error: Error::Refused(Refusal::NoDirectory),
+        })
+    }
+
     #[test]
     fn files_are_offered_at_once_and_a_text_waits_for_those_before_it() {
         let mut plan = plan(&["text:1", "a", "b", "text:2", "c"]);
         assert_eq!(plan.step(), Step::SendText("1".into()));
-        assert_eq!([plan.step(), plan.step(), plan.step()], [file("a"), file("b"), Step::Wait]);
-        plan.file_answered(None);
+        assert_eq!([plan.step(), plan.step()], [file("a"), file("b")]);
+        [1, 2].into_iter().for_each(|id| plan.file_queued(id));
         assert_eq!(plan.step(), Step::Wait);
-        plan.file_answered(None);
-        assert_eq!([plan.step(), plan.step(), plan.step()], [Step::SendText("2".into()), file("c"), Step::Wait]);
+        plan.hear(&stored(1));
+        assert_eq!(plan.step(), Step::Wait);
+        plan.hear(&stored(2));
+        assert_eq!([plan.step(), plan.step()], [Step::SendText("2".into()), file("c")]);
+        plan.file_queued(3);
+        assert_eq!(plan.step(), Step::Wait);
         plan.hear(&Event::TextDelivered { sequence: 1 });
         plan.hear(&Event::TextDelivered { sequence: 2 });
         assert_eq!(plan.step(), Step::Wait);
-        plan.file_answered(None);
+        plan.hear(&stored(3));
         assert_eq!(plan.step(), Step::End);
         assert_eq!(plan.tally.exit(), Exit::Done);
     }
 
     #[test]
+    fn a_tree_is_answered_by_its_own_transfer_and_each_failure_in_it_counts() {
+        let mut plan = plan(&["tree", "text:stored"]);
+        assert_eq!(plan.step(), file("tree"));
+        plan.file_queued(1);
+        plan.hear(&stored(2));
+        plan.hear(&refused(3));
+        plan.hear(&Event::Skipped { path: "tree/link".into(), why: postwire::Skipped::Link });
+        assert_eq!(plan.step(), Step::Wait);
+        plan.hear(&stored(1));
+        assert_eq!([plan.step(), plan.step()], [Step::DropText, Step::End]);
+        assert_eq!((plan.tally.exit(), plan.skipped), (Exit::Partly, 1));
+    }
+
+    #[test]
     fn a_text_does_not_go_when_a_file_before_it_failed() {
         let mut plan = plan(&["a", "text:stored", "b"]);
-        assert_eq!([plan.step(), plan.step()], [file("a"), Step::Wait]);
-        plan.file_answered(Some(&Error::Refused(Refusal::NoDirectory)));
+        assert_eq!(plan.step(), file("a"));
+        plan.file_queued(1);
+        assert_eq!(plan.step(), Step::Wait);
+        plan.hear(&refused(1));
         assert_eq!([plan.step(), plan.step()], [Step::DropText, file("b")]);
-        plan.file_answered(Some(&Error::Refused(Refusal::NoDirectory)));
+        plan.file_queued(2);
+        plan.hear(&refused(2));
         assert_eq!(plan.step(), Step::End);
         assert_eq!(plan.tally.exit(), Exit::Refused);
     }
@@ -232,9 +320,10 @@ mod tests {
     fn a_file_that_can_not_be_opened_lets_the_others_go() {
         let mut plan = plan(&["a", "b"]);
         assert_eq!(plan.step(), file("a"));
-        plan.file_answered(Some(&Error::SourceChanged { path: "a".into() }));
+        plan.file_failed(&Error::SourceChanged { path: "a".into() });
         assert_eq!(plan.step(), file("b"));
-        plan.file_answered(None);
+        plan.file_queued(2);
+        plan.hear(&stored(2));
         assert_eq!(plan.step(), Step::End);
         assert_eq!(plan.tally.exit(), Exit::Partly);
     }

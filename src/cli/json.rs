@@ -4,7 +4,9 @@ use std::fmt::{Display, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use postwire::{escape, Direction, Error, Event, PeerInfo, Receipt, TransferFailure};
+use postwire::{escape, Direction, Error, Event, Kind, PeerInfo, Receipt, TransferFailure};
+
+use super::human;
 
 /// An object under way.
 pub struct Object(String);
@@ -127,6 +129,9 @@ pub fn event(event: &Event) -> Option<String> {
         Event::Sent(receipt) => of_receipt("outgoing", receipt),
         Event::Received(receipt) => of_receipt("incoming", receipt),
         Event::TransferFailed(failure) => of_failure(failure),
+        Event::Skipped { path, why } => {
+            Object::new("skipped").bytes("path", path.as_os_str().as_encoded_bytes()).text("why", human::why(*why))
+        }
         _ => return None,
     };
     Some(object.line())
@@ -151,6 +156,14 @@ pub fn failed(direction: Direction, name: &[u8], error: &Error) -> Object {
     }
 }
 
+fn kind(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Directory => "directory",
+        Kind::Stream => "stream",
+        _ => "file",
+    }
+}
+
 fn of_failure(failure: &TransferFailure) -> Object {
     let object = failed(failure.direction, &failure.name, &failure.error);
     object.nullable("peer", failure.peer.as_ref().map(|peer| peer.as_str()))
@@ -159,6 +172,7 @@ fn of_failure(failure: &TransferFailure) -> Object {
 fn of_receipt(direction: &str, receipt: &Receipt) -> Object {
     Object::new("receipt")
         .text("direction", direction)
+        .text("kind", kind(receipt.kind))
         .bytes("name", &receipt.name)
         .bytes("stored", &receipt.stored)
         .number("bytes", receipt.bytes)
@@ -194,6 +208,7 @@ mod tests {
         let receipt = Receipt {
             direction: Direction::Incoming,
             transfer: 1,
+            kind: Kind::File,
             peer: Nickname::parse(b"b7").ok(),
             source: None,
             name: b"a.bin".to_vec(),
@@ -206,7 +221,7 @@ mod tests {
             grew: false,
             elapsed: Duration::from_millis(1500),
         };
-        let expected = "{\"type\":\"receipt\",\"direction\":\"incoming\",\"name\":\"a.bin\",\"stored\":\"a-1.bin\",\
+        let expected = "{\"type\":\"receipt\",\"direction\":\"incoming\",\"kind\":\"file\",\"name\":\"a.bin\",\"stored\":\"a-1.bin\",\
             \"bytes\":18446744073709551615,\"crc32\":\"0000a1b2\",\"durable\":true,\"already\":false,\
             \"resumed_bytes\":7,\"grew\":false,\"seconds\":1.500,\"peer\":\"b7\"}";
         assert_eq!(event(&Event::Received(receipt)).unwrap(), expected);

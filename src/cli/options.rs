@@ -59,7 +59,13 @@ const COUNT: &str = "a number, 1 or more";
 /// In the order of the help.
 pub const TABLE: &[Row] = &[
     valued(CLIENT, "to", "HOST[:PORT]", "a host, host:port or [v6]:port", "the server (port 7117 if none is given)"),
-    repeated(CLIENT, "file", "PATH", "the path of a file", "send this file; so does a PATH without --file"),
+    repeated(
+        CLIENT,
+        "file",
+        "PATH",
+        "a path, or - for standard input",
+        "send this file or directory; - is standard input",
+    ),
     repeated(CLIENT, "text", "TEXT", "a text of at most 64 KiB", "send this text, after the files before it"),
     valued(CLIENT, "as", "NAME", "a name such as core.bin or logs/core.bin", "what the one file is called over there"),
     flag(CLIENT, "", "stay", "stay in the room, reconnect for ever"),

@@ -98,7 +98,7 @@ fn ended(event: &Event, printer: &mut Printer) -> Exit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use postwire::Direction;
+    use postwire::{Direction, Kind};
     use std::time::Duration;
 
     #[test]
@@ -106,6 +106,7 @@ mod tests {
         let receipt = |already| Receipt {
             direction: Direction::Incoming,
             transfer: 1,
+            kind: Kind::File,
             peer: None,
             source: None,
             name: b"a".to_vec(),

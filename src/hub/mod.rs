@@ -25,8 +25,8 @@ use crate::name::{Nickname, SafeName, SafePath};
 use crate::session::{
     greet_as_server, refuse, welcome, FrameReader, Handled, Mailbox, MakeInbound, Session, SessionContext,
 };
-use crate::storage::{Source, Store};
-use crate::transfer::{Budget, Holders, InboundContext, Report, TransferId};
+use crate::storage::{Named, Store};
+use crate::transfer::{Budget, Holders, InboundContext, Report, TransferId, TransferIds};
 use crate::wire::{self, Message, Presence, RunId};
 use crate::worker::Lock;
 use member::{Member, MemberOwner};
@@ -39,6 +39,7 @@ pub(crate) struct Hub {
     store: Option<Arc<Store>>,
     budget: Arc<Budget>,
     holders: Arc<Holders>,
+    ids: Arc<TransferIds>,
     state: Mutex<State>,
     /// Wakes who waits for a new peer, or for the last to leave.
     changed: Condvar,
@@ -48,7 +49,6 @@ pub(crate) struct Hub {
 struct State {
     members: BTreeMap<u32, Member>,
     last_member: u32,
-    last_transfer: TransferId,
     last_sequence: u64,
     seen: Seen,
     /// What is owed to runs whose connection broke.
@@ -77,6 +77,7 @@ impl Hub {
             store,
             budget: Arc::new(Budget::new(receive_budget(&config))),
             holders: Arc::default(),
+            ids: Arc::default(),
             state: Mutex::default(),
             changed: Condvar::new(),
             config,
@@ -242,14 +243,8 @@ impl Hub {
     /// [`Refusal::Nobody`], [`Error::File`].
     pub(crate) fn send_file(&self, to: Option<&Nickname>, path: &Path) -> Result<Vec<TransferId>> {
         let name = offered_name(path)?;
-        Source::open(path)?;
-        let mut ids = Vec::new();
-        for member in self.receivers(to)? {
-            let id = self.next_transfer();
-            member.session.mailbox().files.add(id, path, &name);
-            ids.push(id);
-        }
-        Ok(ids)
+        Named::look(path)?;
+        self.receivers(to)?.iter().map(|member| member.session.mailbox().files.add_path(path, &name)).collect()
     }
 
     /// Everybody who is connected.
@@ -334,12 +329,6 @@ impl Hub {
         state.members.values().filter(|member| member.info.in_room && member.info.id != id).cloned().collect()
     }
 
-    fn next_transfer(&self) -> TransferId {
-        let mut state = self.state.take();
-        state.last_transfer += 1;
-        state.last_transfer
-    }
-
     fn introduction(&self) -> wire::Peer {
         let peer = introduction(self.run, &self.config, self.store.is_some());
         wire::Peer { relays: self.config.relay, in_room: false, ..peer }
@@ -348,7 +337,8 @@ impl Hub {
     fn new_mailbox(self: &Arc<Self>, nickname: Nickname) -> Arc<Mailbox> {
         let (texts, files) = (self.events.clone(), self.events.clone());
         let text_report = move |report| texts.push(Event::from(report));
-        Arc::new(Mailbox::new(text_report, move |report| files.push(event_of(report, Some(&nickname)))))
+        let ids = Arc::clone(&self.ids);
+        Arc::new(Mailbox::new(ids, text_report, move |report| files.push(event_of(report, Some(&nickname)))))
     }
 
     /// How the files of one peer come in.
@@ -364,7 +354,7 @@ impl Hub {
                 report: Arc::new(move |report| events.push(event_of(report, Some(&nickname)))),
                 wake: hooks.wake,
                 violated: hooks.violated,
-                next_id: Box::new(move || hub.next_transfer()),
+                ids: Arc::clone(&hub.ids),
             }
         })
     }
@@ -450,12 +440,16 @@ pub(crate) fn random_run() -> Result<RunId> {
     Ok(RunId(run))
 }
 
-/// The name under which a file is offered: its own last one.
+/// The name under which a file is offered: its own last one, also of a path such as `..`.
 ///
 /// # Errors
 /// [`Error::Argument`] for a path without one, or with one that no receiver takes.
 pub(crate) fn offered_name(path: &Path) -> Result<SafePath> {
-    let name = path.file_name().map(std::os::unix::ffi::OsStrExt::as_bytes).unwrap_or_default();
+    let whole = match path.file_name() {
+        Some(_) => path.to_owned(),
+        None => std::fs::canonicalize(path).unwrap_or_default(),
+    };
+    let name = whole.file_name().map(std::os::unix::ffi::OsStrExt::as_bytes).unwrap_or_default();
     SafeName::parse(name).map(SafePath::from).map_err(|_| Error::Argument {
         what: "file name",
         got: String::from_utf8_lossy(name).into_owned(),
@@ -488,6 +482,7 @@ pub(crate) fn event_of(report: Report, peer: Option<&Nickname>) -> Event {
             failure.peer = peer.cloned();
             Event::TransferFailed(failure)
         }
+        Report::Skipped { path, why } => Event::Skipped { path, why },
     }
 }
 

@@ -5,6 +5,7 @@
 //! own, so that it holds up nobody. Nothing here decides whether a file is complete or right: `transfer` has.
 
 use std::collections::HashMap;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -50,6 +51,18 @@ pub(super) struct Job {
 enum Candidate {
     Partial { partial: Partial, meta: Meta, mode: Mode, if_exists: IfExists },
     Existing(Existing),
+    Directory { directory: Directory, mode: Mode, mtime: Time },
+}
+
+/// A directory of a tree, once all in it has its name.
+pub(crate) struct Directory {
+    /// Itself, and those above it.
+    pub(super) place: Place,
+    pub(super) path: SafePath,
+    /// This process made it.
+    pub(super) is_ours: bool,
+    /// As this side's log shows it.
+    pub(super) label: PathBuf,
 }
 
 /// A [`Done`] that is called even if a thread can't be started, or panics.
@@ -80,6 +93,10 @@ impl Committer {
 impl Job {
     pub(super) fn commit(partial: Partial, meta: Meta, mode: Mode, if_exists: IfExists, answer: Answer) -> Job {
         Job { file: Candidate::Partial { partial, meta, mode, if_exists }, answer }
+    }
+
+    pub(super) fn finish_directory(directory: Directory, mode: Mode, mtime: Time, answer: Answer) -> Job {
+        Job { file: Candidate::Directory { directory, mode, mtime }, answer }
     }
 
     pub(super) fn confirm(existing: Existing, answer: Answer) -> Job {
@@ -177,6 +194,10 @@ impl Step {
     fn begin(job: Job, fsync: bool) -> Step {
         let outcome = match &job.file {
             Candidate::Existing(existing) => Ok(existing.path().clone()),
+            Candidate::Directory { directory, mode, mtime } => directory
+                .finish(*mode, *mtime)
+                .map(|()| directory.path.clone())
+                .map_err(|(action, error)| Failure::new(action, directory.label.clone(), error)),
             Candidate::Partial { partial, meta, mode, .. } => finish_inode(partial, meta, *mode)
                 .map(|()| meta.path.clone())
                 .map_err(|(action, error)| Failure::new(action, partial.label().clone(), error)),
@@ -229,7 +250,11 @@ impl Step {
 
     fn end(self) {
         let Step { job: Job { file, answer }, outcome, durable } = self;
-        let already = matches!(file, Candidate::Existing(_));
+        let already = match &file {
+            Candidate::Partial { .. } => false,
+            Candidate::Existing(_) => true,
+            Candidate::Directory { directory, .. } => !directory.is_ours,
+        };
         drop(file);
         answer.give(outcome.map(|stored| Committed { stored, already, durable }));
     }
@@ -240,6 +265,7 @@ impl Candidate {
         match self {
             Candidate::Partial { meta, .. } => meta.size,
             Candidate::Existing(existing) => existing.size(),
+            Candidate::Directory { .. } => 0,
         }
     }
 
@@ -247,6 +273,7 @@ impl Candidate {
         match self {
             Candidate::Partial { partial, .. } => partial.place(),
             Candidate::Existing(existing) => existing.place(),
+            Candidate::Directory { directory, .. } => &directory.place,
         }
     }
 
@@ -254,12 +281,13 @@ impl Candidate {
         match self {
             Candidate::Partial { partial, .. } => partial.label(),
             Candidate::Existing(existing) => existing.label(),
+            Candidate::Directory { directory, .. } => &directory.label,
         }
     }
 
     fn is_on(&self, device: u64) -> bool {
         let is_with_its_directory = match self {
-            Candidate::Partial { .. } => true,
+            Candidate::Partial { .. } | Candidate::Directory { .. } => true,
             Candidate::Existing(existing) => existing.is_with_its_directory(),
         };
         is_with_its_directory && self.place().dir.id().device == device
@@ -269,19 +297,37 @@ impl Candidate {
         match self {
             Candidate::Partial { partial, .. } => partial.sync(),
             Candidate::Existing(existing) => existing.sync(),
+            // It is synced with the directories.
+            Candidate::Directory { .. } => Ok(true),
         }
     }
 }
 
-/// Sets what the sender had, where the file system has such a thing.
+impl Directory {
+    fn finish(&self, mode: Mode, mtime: Time) -> std::result::Result<(), (&'static str, Errno)> {
+        if self.is_ours {
+            set_mode_and_time(self.place.dir.as_fd(), mode, mtime)
+        } else {
+            Ok(())
+        }
+    }
+}
+
 fn finish_inode(partial: &Partial, meta: &Meta, mode: Mode) -> std::result::Result<(), (&'static str, Errno)> {
     let size = Entry::of(partial.file()).map_err(|error| ("look at", error))?.size;
     if partial.is_lost() || size != meta.size {
         return Err(("finish", Errno::IO));
     }
-    let offered = |result: Result<()>| if result.is_err_and(is_not_offered) { Ok(()) } else { result };
-    offered(fchmod(partial.file(), mode)).map_err(|error| ("set the mode of", error))?;
-    offered(futimens(partial.file(), &times(meta.mtime))).map_err(|error| ("set the time of", error))
+    set_mode_and_time(partial.file(), mode, meta.mtime)
+}
+
+/// Sets what the sender had, where the file system has such a thing.
+fn set_mode_and_time(fd: impl AsFd, mode: Mode, mtime: Time) -> std::result::Result<(), (&'static str, Errno)> {
+    // A handle that only leads somewhere can't change what is there.
+    let is_passed_over = |error| is_not_offered(error) || error == Errno::BADF;
+    let offered = |result: Result<()>| if result.is_err_and(is_passed_over) { Ok(()) } else { result };
+    offered(fchmod(&fd, mode)).map_err(|error| ("set the mode of", error))?;
+    offered(futimens(&fd, &times(mtime))).map_err(|error| ("set the time of", error))
 }
 
 #[allow(clippy::useless_conversion, clippy::unnecessary_fallible_conversions)] // Another type elsewhere.

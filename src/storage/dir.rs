@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -13,6 +13,7 @@ use rustix::fs::{self, Access, AtFlags, FileType, Mode, OFlags, RenameFlags, Sta
 use rustix::io::{Errno, Result};
 
 use super::failure::is_not_offered;
+use super::Time;
 use crate::config::DIRECTORIES_REMEMBERED;
 use crate::name::SafeName;
 use crate::worker::Lock;
@@ -42,12 +43,16 @@ pub(super) struct Entry {
     pub(super) is_ours: bool,
     /// When it last changed in any way, in seconds since 1970: unlike the mtime nobody can set it.
     pub(super) changed_seconds: i64,
+    pub(super) mtime: Time,
+    /// Permission bits, 07777.
+    pub(super) mode: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     File,
     Directory,
+    Link,
     Other,
 }
 
@@ -73,6 +78,10 @@ impl Dir {
     fn of(fd: OwnedFd) -> Result<Dir> {
         let id = Entry::of(&fd)?.id;
         Ok(Dir { fd, id })
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     pub(super) fn id(&self) -> Id {
@@ -111,7 +120,8 @@ impl Dir {
 
     fn names_of(&self, wanted: impl Fn(FileType) -> bool) -> Result<Vec<Vec<u8>>> {
         let entries = fs::Dir::read_from(&self.fd)?.map_while(Result::ok);
-        let wanted = entries.filter(|entry| wanted(entry.file_type()));
+        let is_itself = |name: &[u8]| name == b"." || name == b"..";
+        let wanted = entries.filter(|entry| wanted(entry.file_type()) && !is_itself(entry.file_name().to_bytes()));
         Ok(wanted.map(|entry| entry.file_name().to_bytes().to_vec()).collect())
     }
 
@@ -155,11 +165,16 @@ impl Dir {
     }
 
     /// The file system's magic number, as in statfs(2).
-    #[allow(clippy::useless_conversion)] // Its type is another on other architectures.
     pub(super) fn file_system(&self) -> Option<u32> {
-        let magic = i64::from(fs::fstatfs(&self.fd).ok()?.f_type) & i64::from(u32::MAX);
-        u32::try_from(magic).ok()
+        file_system(&self.fd)
     }
+}
+
+/// The magic number of the file system that something open is on, as in statfs(2).
+#[allow(clippy::useless_conversion)] // Its type is another on other architectures.
+pub(super) fn file_system(fd: impl AsFd) -> Option<u32> {
+    let magic = i64::from(fs::fstatfs(fd).ok()?.f_type) & i64::from(u32::MAX);
+    u32::try_from(magic).ok()
 }
 
 impl Entry {
@@ -175,6 +190,7 @@ impl From<&Stat> for Entry {
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => Kind::File,
             FileType::Directory => Kind::Directory,
+            FileType::Symlink => Kind::Link,
             _ => Kind::Other,
         };
         Entry {
@@ -185,6 +201,11 @@ impl From<&Stat> for Entry {
             links: stat.st_nlink.into(),
             is_ours: stat.st_uid == rustix::process::geteuid().as_raw(),
             changed_seconds: i64::try_from(stat.st_ctime).unwrap_or(i64::MAX),
+            mtime: Time {
+                seconds: i64::try_from(stat.st_mtime).unwrap_or(i64::MAX),
+                nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+            },
+            mode: stat.st_mode & 0o7777,
         }
     }
 }
@@ -226,6 +247,9 @@ impl Place {
                 result => (result?, false),
             };
             let child = dir.id();
+            if made {
+                anchors.made(child);
+            }
             if made || !anchors.hold(child) {
                 anchors.forget(child);
                 place.unanchored.push((parent, child));
@@ -236,30 +260,47 @@ impl Place {
     }
 }
 
-/// Directories whose names are known to be on the disk. One that was merely found there may have been made by a run that was
-/// killed before it synced the name, so each is synced into its parent once.
+/// What is remembered of directories.
 #[derive(Default)]
-pub(super) struct Anchors(Mutex<HashSet<Id>>);
+pub(super) struct Anchors {
+    /// Those whose names are known to be on the disk. One that was merely found there may have been made by a run that was
+    /// killed before it synced the name, so each is synced into its parent once. What is forgotten is synced once more.
+    synced: Mutex<HashSet<Id>>,
+    /// Those that this process made: they alone get the mode and time that a peer says. What is forgotten keeps its own.
+    made: Mutex<HashSet<Id>>,
+}
 
 impl Anchors {
     /// The name of this directory was synced.
     pub(super) fn add(&self, id: Id) {
-        let mut ids = self.0.take();
-        if ids.len() >= DIRECTORIES_REMEMBERED {
-            // What is forgotten is synced once more.
-            ids.clear();
-        }
-        ids.insert(id);
+        remember(&self.synced, id);
     }
 
     fn hold(&self, id: Id) -> bool {
-        self.0.take().contains(&id)
+        self.synced.take().contains(&id)
     }
 
     /// A number may be used again for another directory.
     fn forget(&self, id: Id) {
-        self.0.take().remove(&id);
+        self.synced.take().remove(&id);
     }
+
+    fn made(&self, id: Id) {
+        remember(&self.made, id);
+    }
+
+    /// Whether this process made it.
+    pub(super) fn is_ours(&self, id: Id) -> bool {
+        self.made.take().contains(&id)
+    }
+}
+
+fn remember(ids: &Mutex<HashSet<Id>>, id: Id) {
+    let mut ids = ids.take();
+    if ids.len() >= DIRECTORIES_REMEMBERED {
+        ids.clear();
+    }
+    ids.insert(id);
 }
 
 #[cfg(test)]

@@ -12,11 +12,14 @@ mod existing;
 mod failure;
 mod housekeeping;
 mod naming;
+mod origin;
 mod partial;
 mod room;
 mod source;
+mod stream;
 #[cfg(test)]
 mod tests;
+mod tree;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -27,12 +30,17 @@ use rustix::io::Errno;
 pub(crate) use commit::{Committed, Done};
 pub(crate) use existing::Existing;
 pub(crate) use failure::Failure;
+pub(crate) use origin::{Named, Origin};
 pub(crate) use partial::Partial;
 pub(crate) use source::Source;
+pub(crate) use stream::Stream;
+pub use tree::Skipped;
+pub(crate) use tree::{Found, Tree};
 
 use crate::config::{Config, IfExists, BLOCK_BYTES_LEAST, SAME_SIZE_FILES_MAX};
 use crate::error::{Error, Refusal};
 use crate::name::SafePath;
+pub(crate) use commit::Directory;
 use commit::{Answer, Committer, Job};
 use dir::{Anchors, Dir, Kind, Place};
 use housekeeping::Rounds;
@@ -41,7 +49,7 @@ use partial::Identity;
 use room::Room;
 
 /// A moment as file systems keep it, since 1970.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Time {
     pub(crate) seconds: i64,
     pub(crate) nanoseconds: u32,
@@ -55,11 +63,16 @@ pub(crate) struct Meta {
     pub(crate) mtime: Time,
     /// As the sender has it; [`Store`] takes the lower nine bits, under its umask.
     pub(crate) mode: u32,
-    /// The CRC of the content of a small file; 0 for others.
+    /// The CRC of the content of a small file; what tells a stream from another; 0 for others.
     pub(crate) content_crc: u32,
+    /// The size is not known: it is [`Meta::UNKNOWN_SIZE`] until the end has come.
+    pub(crate) is_stream: bool,
 }
 
 impl Meta {
+    /// The size of a stream whose end has not come.
+    pub(crate) const UNKNOWN_SIZE: u64 = u64::MAX;
+
     /// At most one block (PROTOCOL 5.3).
     pub(crate) fn is_small(&self) -> bool {
         self.size <= BLOCK_BYTES_LEAST
@@ -106,10 +119,8 @@ impl Store {
     /// What can be said of an offer before a file is made for it; gives what it may be equal to. A file whose like may be there
     /// already is let in though the disk is full or its name is taken, so that a repeated command is harmless.
     pub(crate) fn admit(&self, meta: &Meta) -> Result<Vec<Existing>, Failure> {
-        if meta.size > self.config.max_file {
-            return Err(Refusal::TooBig(self.config.max_file).into());
-        }
-        let candidates = self.same_size(meta)?;
+        self.check_size(if meta.is_stream { 0 } else { meta.size })?;
+        let candidates = if meta.is_stream { Vec::new() } else { self.same_size(meta)? };
         if !candidates.is_empty() {
             return Ok(candidates);
         }
@@ -120,8 +131,17 @@ impl Store {
         let dir = place.as_ref().map_or(&self.root, |place| &place.dir);
         let identity = Identity::of(meta);
         let held_bytes = place.as_ref().map_or(0, |place| identity.bytes_on_disk(&place.dir));
-        self.make_room(dir, &identity, || self.room.fits(dir, meta.size.saturating_sub(held_bytes)))?;
+        let needed_bytes = if meta.is_stream { 0 } else { meta.size.saturating_sub(held_bytes) };
+        self.make_room(dir, &identity, || self.room.fits(dir, needed_bytes))?;
         Ok(candidates)
+    }
+
+    /// Whether a file may be so long; asked of a stream as it grows.
+    pub(crate) fn check_size(&self, bytes: u64) -> Result<(), Failure> {
+        if bytes > self.config.max_file {
+            return Err(Refusal::TooBig(self.config.max_file).into());
+        }
+        Ok(())
     }
 
     /// Regular files of the offered size under its name or, where names are numbered, a numbered one: their content may be
@@ -178,9 +198,25 @@ impl Store {
 
     /// Gives a complete file its name, as [`commit`] says, then calls `done`, whatever happens.
     pub(crate) fn commit(&self, partial: Partial, meta: Meta, done: Done) {
-        let mode = Mode::from_raw_mode(meta.mode & 0o777 & !self.umask.as_raw_mode());
+        let mode = self.mode(&meta);
         let if_exists = self.config.if_exists;
         self.committer.push(Job::commit(partial, meta, mode, if_exists, Answer::new(done)));
+    }
+
+    /// The directory of this name, made where it is missing.
+    pub(crate) fn make_directory(&self, path: &SafePath) -> Result<Directory, Failure> {
+        let names: Vec<_> = path.directories().iter().chain([path.file_name()]).cloned().collect();
+        let place = Place::make(&self.root, &names, &self.anchors)
+            .map_err(|error| self.failure("make the directory", path, error))?;
+        let is_ours = self.anchors.is_ours(place.dir.id());
+        Ok(Directory { place, path: path.clone(), is_ours, label: self.label(path) })
+    }
+
+    /// Gives a directory that this process made its mode and time, syncs it, its name and the directories above, then calls
+    /// `done`, whatever happens.
+    pub(crate) fn finish_directory(&self, directory: Directory, meta: &Meta, done: Done) {
+        let mode = self.mode(meta);
+        self.committer.push(Job::finish_directory(directory, mode, meta.mtime, Answer::new(done)));
     }
 
     /// Syncs a file that was there, its name and its directories, then calls `done`, whatever happens.
@@ -209,13 +245,17 @@ impl Store {
         Err(Refusal::NoRoom.into())
     }
 
+    fn mode(&self, meta: &Meta) -> Mode {
+        Mode::from_raw_mode(meta.mode & 0o777 & !self.umask.as_raw_mode())
+    }
+
     fn failure(&self, action: &'static str, path: &SafePath, error: Errno) -> Failure {
         Failure::new(action, self.label(path), error)
     }
 
     /// A path as this side's log shows it.
     fn label(&self, path: &SafePath) -> PathBuf {
-        self.path.join(naming::relative(path))
+        naming::below(&self.path, path)
     }
 }
 

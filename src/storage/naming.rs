@@ -1,7 +1,7 @@
 //! Which name a complete file gets: its own, a numbered one, or that of what it replaces; and how it gets it in one step.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use rustix::io::{Errno, Result};
@@ -55,10 +55,10 @@ pub(super) fn give_name<Equal>(
     Err(Errno::EXIST)
 }
 
-/// A path below the root, for this side's log.
-pub(super) fn relative(path: &SafePath) -> PathBuf {
+/// A path below a directory, as this side's log shows it.
+pub(super) fn below(top: &Path, path: &SafePath) -> PathBuf {
     let names = path.directories().iter().chain([path.file_name()]);
-    names.map(SafeName::as_os_str).collect()
+    top.join(names.map(SafeName::as_os_str).collect::<PathBuf>())
 }
 
 fn rename_new(dir: &Dir, from: &OsStr, to: &OsStr) -> Result<()> {

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::{fallocate, fdatasync, flock, fsync, ftruncate, FallocateFlags, FlockOperation, OFlags};
 use rustix::io::{pwrite, retry_on_intr, Errno, Result};
 
-use super::block::block_crc;
+use super::block::{block_crc, crc};
 use super::dir::{Dir, Entry, Kind, Place};
 use super::failure::{errno_of, is_not_offered, Failure};
 use super::room::{Reservation, Room};
@@ -28,9 +28,11 @@ pub(crate) struct Partial {
     place: Arc<Place>,
     room: Arc<Room>,
     reservation: Option<Reservation>,
+    /// [`Meta::UNKNOWN_SIZE`] for a stream.
     size: u64,
     have: u64,
     is_small: bool,
+    is_stream: bool,
     fsync: bool,
     ahead: Mutex<Ahead>,
     has_real_name: AtomicBool,
@@ -87,8 +89,13 @@ impl Partial {
                 size: meta.size,
                 have,
                 is_small: meta.is_small(),
+                is_stream: meta.is_stream,
                 fsync,
-                ahead: Mutex::new(Ahead { taken_end: have, takes_room: !meta.is_small(), unsynced_bytes: 0 }),
+                ahead: Mutex::new(Ahead {
+                    taken_end: have,
+                    takes_room: !meta.is_small() && !meta.is_stream,
+                    unsynced_bytes: 0,
+                }),
                 has_real_name: AtomicBool::new(false),
                 label,
             });
@@ -99,7 +106,8 @@ impl Partial {
     /// Reserves the room that it will still take; `false` when that is not there.
     pub(super) fn reserve(&mut self) -> bool {
         let disk_bytes = Entry::of(&self.held.file).map_or(0, |entry| entry.disk_bytes);
-        self.reservation = Room::reserve(&self.room, &self.place.dir, self.size.saturating_sub(disk_bytes));
+        let needed_bytes = if self.is_stream { 0 } else { self.size.saturating_sub(disk_bytes) };
+        self.reservation = Room::reserve(&self.room, &self.place.dir, needed_bytes);
         self.reservation.is_some()
     }
 
@@ -128,6 +136,21 @@ impl Partial {
     pub(crate) fn block_crc(&self, index: u64, buffer: &mut Vec<u8>) -> std::result::Result<u32, Failure> {
         block_crc(&self.held.file, self.size, index, buffer)
             .map_err(|error| self.failure("read", errno_of(&error), self.size))
+    }
+
+    /// The CRC of the first `length` bytes.
+    pub(crate) fn crc_until(&self, length: u64, buffer: &mut Vec<u8>) -> std::result::Result<u32, Failure> {
+        crc(&self.held.file, 0, length, buffer).map_err(|error| self.failure("read", errno_of(&error), length))
+    }
+
+    /// The end of a stream has come.
+    pub(crate) fn ends_at(&mut self, size: u64) {
+        self.size = size;
+    }
+
+    /// Keeps what is before `length` alone: what follows of a stream has a gap in it, which a later connection can't see.
+    pub(crate) fn keep_until(&self, length: u64) {
+        let _ = ftruncate(&self.held.file, length);
     }
 
     /// PROTOCOL 6.8: its content is wrong as a whole, so nothing of it is kept.
@@ -244,7 +267,8 @@ impl Partial {
 
     /// Whether a later run could use what is there.
     fn is_worth_keeping(&self) -> bool {
-        let holds_a_block = Entry::of(&self.held.file).is_ok_and(|entry| entry.size >= block_bytes(self.size));
+        let block = if self.is_stream { 1 } else { block_bytes(self.size) };
+        let holds_a_block = Entry::of(&self.held.file).is_ok_and(|entry| entry.size >= block);
         !self.is_small && !self.is_lost() && holds_a_block
     }
 
@@ -301,6 +325,9 @@ impl Identity {
         version.update(&meta.size.to_be_bytes());
         version.update(&meta.mtime.seconds.to_be_bytes());
         version.update(&meta.mtime.nanoseconds.to_be_bytes());
+        if meta.is_stream {
+            version.update(&meta.content_crc.to_be_bytes());
+        }
         Identity(format!("{path:08x}{:08x}", version.finalize()))
     }
 
@@ -344,7 +371,7 @@ fn open_one(dir: &Dir, name: &OsStr, meta: &Meta) -> Result<Option<(File, u64)>>
         ftruncate(&file, 0)?;
         return Ok(Some((file, 0)));
     }
-    let part_of_block = if entry.size == meta.size { 0 } else { entry.size % block_bytes(meta.size) };
+    let part_of_block = if meta.is_stream || entry.size == meta.size { 0 } else { entry.size % block_bytes(meta.size) };
     Ok(Some((file, entry.size - part_of_block)))
 }
 

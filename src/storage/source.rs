@@ -8,8 +8,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 
 use super::block::block_crc;
-use super::Time;
+use super::dir::file_system;
+use super::{Stream, Time};
 use crate::error::{Error, Result};
+
+/// File systems whose files are made as they are read (statfs(2) names the numbers): proc, sysfs, cgroup, cgroup2, debugfs,
+/// tracefs, securityfs, configfs.
+const MADE_AS_READ: [u32; 8] =
+    [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270, 0x6462_6720, 0x7472_6163, 0x7363_6673, 0x6265_6570];
 
 /// See the module.
 #[derive(Debug)]
@@ -32,6 +38,18 @@ impl Source {
         let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits();
         let flags = i32::try_from(flags).unwrap_or_default();
         let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed("open"))?;
+        Source::of(file, path.to_owned())
+    }
+
+    /// What was opened as `path`.
+    ///
+    /// # Errors
+    /// As [`Source::open`].
+    pub(super) fn of(file: File, path: PathBuf) -> Result<Source> {
+        let failed = |action| {
+            let path = path.clone();
+            move |source| Error::File { action, path, source }
+        };
         let metadata = file.metadata().map_err(failed("look at"))?;
         if !metadata.is_file() {
             let kind = if metadata.is_dir() { io::ErrorKind::IsADirectory } else { io::ErrorKind::Unsupported };
@@ -39,17 +57,28 @@ impl Source {
             return Err(failed("send")(io::Error::new(kind, what)));
         }
         let mtime = mtime_of(&metadata);
-        Ok(Source { file, path: path.to_owned(), size: metadata.size(), mtime, mode: metadata.mode() & 0o7777 })
+        Ok(Source { file, path, size: metadata.size(), mtime, mode: metadata.mode() & 0o7777 })
     }
 
-    /// Opens again, by its size and mtime, what was offered: a sender with many offers keeps no handle for each.
+    /// The same file, as it was offered.
     ///
     /// # Errors
-    /// As [`Source::open`] and [`Source::check`].
-    pub(crate) fn reopen(path: &Path, size: u64, mtime: Time) -> Result<Source> {
-        let source = Source { size, mtime, ..Source::open(path)? };
+    /// As [`Source::check`].
+    pub(super) fn offered_as(self, size: u64, mtime: Time) -> Result<Source> {
+        let source = Source { size, mtime, ..self };
         source.check()?;
         Ok(source)
+    }
+
+    /// Whether the size says nothing of the content: the files of /proc, /sys and the like say 0, or one page.
+    pub(crate) fn is_stream(&self) -> bool {
+        file_system(&self.file).is_some_and(|magic| MADE_AS_READ.contains(&magic))
+            || (self.size == 0 && matches!(self.file.read_at(&mut [0], 0), Ok(1)))
+    }
+
+    /// Its content as a stream.
+    pub(crate) fn into_stream(self) -> Stream {
+        Stream::of_file(self.file, self.path, self.mode)
     }
 
     /// Bytes, when it was opened.
@@ -126,16 +155,17 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_only_grew_is_what_was_offered() {
+    fn a_source_that_only_grew_is_what_woffered_as() {
         let (_root, path, source) = source(b"abc");
         assert!(!source.check().unwrap());
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"def").unwrap();
         assert!(source.check().unwrap());
         let mut buffer = Vec::new();
         assert_eq!(source.block_crc(0, &mut buffer).unwrap(), crc32fast::hash(b"abc"));
-        let again = Source::reopen(&path, source.size(), source.mtime()).unwrap();
+        let again = Source::open(&path).unwrap().offered_as(source.size(), source.mtime()).unwrap();
         assert_eq!(again.block_crc(0, &mut buffer).unwrap(), crc32fast::hash(b"abc"));
-        assert!(matches!(Source::reopen(&path, 7, source.mtime()), Err(Error::SourceChanged { .. })));
+        let other = Source::open(&path).unwrap().offered_as(7, source.mtime());
+        assert!(matches!(other, Err(Error::SourceChanged { .. })));
     }
 
     #[test]

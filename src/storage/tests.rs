@@ -29,6 +29,7 @@ fn meta(path: &str, content: &[u8]) -> Meta {
         mtime: MTIME,
         mode: 0o4640,
         content_crc: crc32fast::hash(content),
+        is_stream: false,
     }
 }
 

@@ -9,6 +9,8 @@ use crate::storage::{Existing, Partial};
 pub(super) enum Compare {
     /// Blocks of a partial, from this index on.
     Partial { partial: Arc<Partial>, hold: Option<Arc<Hold>>, first_block: u64, crcs: Vec<u32> },
+    /// The beginning of a stream that came on an earlier connection.
+    Prefix { partial: Arc<Partial>, hold: Option<Arc<Hold>>, length: u64 },
     /// Whole files that were there before; the first equal one counts.
     Existing { candidates: Vec<Existing>, crcs: Vec<u32> },
 }
@@ -17,6 +19,8 @@ pub(super) enum Compare {
 pub(super) enum Compared {
     /// Each block's index, with its CRC where it is equal.
     Partial(Vec<(u64, Option<u32>)>),
+    /// Its CRC, where it can be read.
+    Prefix { length: u64, crc: Option<u32> },
     /// The equal file, or the sums for a comparison with the partial.
     Existing(Result<Existing, Vec<u32>>),
 }
@@ -32,6 +36,11 @@ impl Compare {
                 let compared = blocks.map(equal).collect();
                 drop((partial, hold));
                 Compared::Partial(compared)
+            }
+            Compare::Prefix { partial, hold, length } => {
+                let crc = partial.crc_until(length, &mut buffer).ok();
+                drop((partial, hold));
+                Compared::Prefix { length, crc }
             }
             Compare::Existing { candidates, crcs } => {
                 let mut is_equal = |existing: &Existing| {

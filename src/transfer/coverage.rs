@@ -49,6 +49,12 @@ impl Coverage {
         self.parts.range(..end).next_back().is_some_and(|(&start, &(held, _))| start + held > offset)
     }
 
+    /// Where the part that begins at `offset` ends.
+    pub(crate) fn end_from(&self, offset: u64) -> u64 {
+        let part = self.parts.range(..=offset).next_back();
+        part.map_or(offset, |(&start, &(length, _))| offset.max(start + length))
+    }
+
     /// The CRC of the whole, once every byte of `size` is there.
     pub(crate) fn whole(&self, size: u64) -> Option<u32> {
         if size == 0 {

@@ -160,7 +160,7 @@ mod tests {
 
     fn meta(path: &str) -> Meta {
         let path = SafePath::parse(path.as_bytes()).unwrap();
-        Meta { path, size: 1, mtime: Time { seconds: 0, nanoseconds: 0 }, mode: 0, content_crc: 0 }
+        Meta { path, size: 1, mtime: Time { seconds: 0, nanoseconds: 0 }, mode: 0, content_crc: 0, is_stream: false }
     }
 
     #[test]

@@ -12,8 +12,8 @@ use super::compare::{Compare, Compared};
 use super::holders::{Hold, Holders, Pulse};
 use super::incoming::{Incoming, Stage};
 use super::ledger::Ledger;
-use super::{Direction, Receipt, Report, TransferFailure, TransferId};
-use crate::config::{BLOCK_BYTES_LEAST, OPEN_TRANSFERS_MAX};
+use super::{Direction, Kind, Receipt, Report, TransferFailure, TransferIds};
+use crate::config::OPEN_TRANSFERS_MAX;
 use crate::error::{Error, Refusal, Result};
 use crate::name::SafePath;
 use crate::storage::{Committed, Existing, Failure, Meta, Store};
@@ -35,8 +35,7 @@ pub(crate) struct InboundContext {
     pub(crate) wake: Arc<dyn Fn() + Send + Sync>,
     /// The peer broke a rule.
     pub(crate) violated: Box<dyn Fn(Error) + Send + Sync>,
-    /// The application's number for the next file.
-    pub(crate) next_id: Box<dyn Fn() -> TransferId + Send + Sync>,
+    pub(crate) ids: Arc<TransferIds>,
 }
 
 /// See the module.
@@ -217,6 +216,7 @@ impl Inbound {
         inner.closed.store(true, Ordering::SeqCst);
         inner.ledger.take().close();
         let files = std::mem::take(&mut *inner.files.take());
+        files.open.values().for_each(Incoming::keep_whole);
         drop(files);
         inner.context.budget.wake_waiting();
     }
@@ -275,23 +275,27 @@ impl Inner {
     fn offered(self: &Arc<Self>, files: &mut Files, offer: Offer) {
         let number = offer.transfer;
         let path = SafePath::parse(&offer.path);
-        let id = (self.context.next_id)();
+        let id = self.context.ids.next();
+        let kind = Kind::from_wire(offer.kind);
         let refusal = match (&self.context.store, &path) {
             (None, _) => Some(Refusal::NoDirectory),
-            _ if offer.kind != 0 => Some(Refusal::Unsupported),
+            _ if kind.is_none() => Some(Refusal::Unsupported),
             (_, Err(_)) => Some(Refusal::BadName),
             _ => None,
         };
         let Ok(path) = path.map_err(|_| ()).or_else(|()| SafePath::parse(b"unsafe-name")) else { return };
+        let kind = kind.unwrap_or_default();
         let meta = Meta {
             path,
-            size: offer.size,
+            size: if kind == Kind::Stream { Meta::UNKNOWN_SIZE } else { offer.size },
             mtime: offer.mtime.into(),
             mode: offer.mode,
             content_crc: offer.content_crc,
+            is_stream: kind == Kind::Stream,
         };
-        let large = !meta.is_small();
-        files.open.insert(number, Incoming::new(id, meta));
+        let file = Incoming::new(id, kind, meta);
+        let large = file.is_large();
+        files.open.insert(number, file);
         if let Some(refusal) = refusal {
             return self.refuse(files, number, Failure { refusal, cause: None });
         }
@@ -319,6 +323,17 @@ impl Inner {
     /// Answers an offer: there already, SEND, or REFUSED.
     fn begin(self: &Arc<Self>, files: &mut Files, number: u32) {
         let (Some(store), Some(file)) = (&self.context.store, files.open.get_mut(&number)) else { return };
+        if file.kind == Kind::Directory {
+            match store.make_directory(&file.meta.path) {
+                Ok(directory) => {
+                    file.stage = Stage::Committing { crc: 0 };
+                    self.context.budget.begin_commit();
+                    store.finish_directory(directory, &file.meta, self.done(number, file));
+                }
+                Err(failure) => self.refuse(files, number, failure),
+            }
+            return;
+        }
         let hold = Arc::new(self.context.holders.hold(&file.meta, &self.context.pulse));
         file.hold = Some(hold);
         let answer = (|| {
@@ -347,7 +362,23 @@ impl Inner {
                 let crc = file.meta.content_crc;
                 self.confirm(file, number, existing, crc);
             }
-            Ok(None) => self.reply(Message::Send { transfer: number, have: file.have, credit: 0 }),
+            Ok(None) => {
+                self.reply(Message::Send { transfer: number, have: file.have, credit: 0 });
+                self.read_prefix(file, number);
+            }
+        }
+    }
+
+    /// What came of a stream on an earlier connection is there, and has no sums.
+    fn read_prefix(&self, file: &mut Incoming, number: u32) {
+        let Stage::Receiving(Some(partial)) = &file.stage else { return };
+        if file.kind != Kind::Stream || file.have == 0 {
+            return;
+        }
+        let (partial, hold) = (Arc::clone(partial), file.hold.clone());
+        file.comparing += 1;
+        if let Err(error) = self.compare(number, Compare::Prefix { partial, hold, length: file.have }) {
+            (self.context.violated)(error);
         }
     }
 
@@ -382,6 +413,11 @@ impl Inner {
                 return Err(Error::violation("6.1", "CHUNK that was not asked for"));
             };
             let Some(store) = &self.context.store else { return Ok(Ok(())) };
+            if file.kind == Kind::Stream {
+                if let Err(failure) = store.check_size(chunk.offset + length) {
+                    return Ok(Err(failure));
+                }
+            }
             let written = match partial {
                 Some(partial) => partial.write_at(chunk.offset, &chunk.data),
                 None => store.open_partial(&file.meta).and_then(|new| {
@@ -467,6 +503,13 @@ impl Inner {
                 self.ask(file, number);
                 self.advance(files, number)
             }
+            Compared::Prefix { length, crc } => {
+                match crc {
+                    Some(crc) if file.coverage.add(0, length, crc).is_ok() => self.advance(files, number)?,
+                    _ => self.refuse(files, number, Refusal::Failed.into()),
+                }
+                Ok(())
+            }
             Compared::Existing(Ok(existing)) => {
                 match file.finish {
                     Some((crc, _)) => self.confirm(file, number, existing, crc),
@@ -506,6 +549,9 @@ impl Inner {
 
     fn finish(self: &Arc<Self>, files: &mut Files, number: u32, size: u64, crc: u32, grew: bool) -> Result<()> {
         let Some(file) = files.open.get_mut(&number) else { return Ok(()) };
+        if file.kind == Kind::Stream && size >= file.have + file.travelled {
+            file.meta.size = size;
+        }
         if size != file.meta.size || file.finish.is_some() || matches!(file.stage, Stage::Waiting | Stage::Settling) {
             return Err(Error::violation("6.7", "FINISH with another size, twice, or unasked"));
         }
@@ -552,7 +598,8 @@ impl Inner {
             },
         };
         match partial {
-            Ok(partial) => {
+            Ok(mut partial) => {
+                partial.ends_at(file.meta.size);
                 self.context.budget.begin_commit();
                 store.commit(partial, file.meta.clone(), self.done(number, file));
             }
@@ -568,13 +615,14 @@ impl Inner {
         };
         let Some(file) = files.open.get(&number) else { return };
         let Stage::Committing { crc } = file.stage else { return };
-        let resumed = file.meta.size.saturating_sub(file.travelled);
+        let size = if file.kind == Kind::Directory { 0 } else { file.meta.size };
+        let resumed = size.saturating_sub(file.travelled);
         let stored = committed.stored.to_bytes();
         let receipt = wire::Receipt {
             transfer: number,
             durable: committed.durable,
             already: committed.already,
-            size: file.meta.size,
+            size,
             resumed,
             crc,
             stored: stored.clone(),
@@ -582,11 +630,12 @@ impl Inner {
         let report = Receipt {
             transfer: file.id,
             direction: Direction::Incoming,
+            kind: file.kind,
             peer: None,
             source: None,
             name: file.meta.path.to_bytes(),
             stored,
-            bytes: file.meta.size,
+            bytes: size,
             crc32: crc,
             durable: committed.durable,
             already: committed.already,
@@ -622,7 +671,7 @@ impl Inner {
         let Some(file) = files.open.remove(&number) else { return };
         files.waiting.retain(|&other| other != number);
         self.ledger.take().ended(number);
-        if file.meta.size > BLOCK_BYTES_LEAST && !matches!(file.stage, Stage::Waiting) {
+        if file.is_large() && !matches!(file.stage, Stage::Waiting) {
             files.large = files.large.saturating_sub(1);
         }
         if files.large < OPEN_TRANSFERS_MAX {

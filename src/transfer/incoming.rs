@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::coverage::Coverage;
 use super::holders::Hold;
-use super::{Direction, Progress, TransferId};
+use super::{Direction, Kind, Progress, TransferId};
 use crate::config::{block_bytes, DAMAGED_CHUNKS_MAX, REPAIRS_MAX};
 use crate::error::{Error, Refusal, Result};
 use crate::storage::{Existing, Meta, Partial};
@@ -17,6 +17,7 @@ use crate::storage::{Existing, Meta, Partial};
 pub(super) struct Incoming {
     pub(super) id: TransferId,
     pub(super) meta: Meta,
+    pub(super) kind: Kind,
     pub(super) started: Instant,
     pub(super) stage: Stage,
     /// Let go after the partial in `stage`.
@@ -57,10 +58,11 @@ pub(super) enum Stage {
 }
 
 impl Incoming {
-    pub(super) fn new(id: TransferId, meta: Meta) -> Incoming {
+    pub(super) fn new(id: TransferId, kind: Kind, meta: Meta) -> Incoming {
         Incoming {
             id,
             meta,
+            kind,
             started: Instant::now(),
             stage: Stage::Waiting,
             hold: None,
@@ -74,6 +76,22 @@ impl Incoming {
             sums: Vec::new(),
             sums_received: 0,
             finish: None,
+        }
+    }
+
+    /// Whether it takes one of the places of PROTOCOL 5.4.
+    pub(super) fn is_large(&self) -> bool {
+        match self.kind {
+            Kind::File => !self.meta.is_small(),
+            Kind::Directory => false,
+            Kind::Stream => true,
+        }
+    }
+
+    /// The connection is gone: a stream goes on where it has its first gap, as nothing will tell the next connection of it.
+    pub(super) fn keep_whole(&self) {
+        if let (Kind::Stream, Stage::Receiving(Some(partial))) = (self.kind, &self.stage) {
+            partial.keep_until(self.coverage.end_from(self.have));
         }
     }
 
@@ -131,15 +149,19 @@ impl Incoming {
     pub(super) fn expect_sums(&mut self, first_block: u32, count: usize) -> Result<()> {
         let blocks = self.have.div_ceil(self.block_bytes());
         let count = u64::try_from(count).unwrap_or(u64::MAX);
-        if u64::from(first_block) != self.sums_received || count > blocks - self.sums_received {
+        if self.kind == Kind::Stream
+            || u64::from(first_block) != self.sums_received
+            || count > blocks - self.sums_received
+        {
             return Err(Error::violation("6.5", "SUMS out of order"));
         }
         self.sums_received += count;
         Ok(())
     }
 
+    /// A stream has none: what came of it earlier is read here, and FINISH has the CRC of all.
     pub(super) fn all_sums_received(&self) -> bool {
-        self.sums_received == self.have.div_ceil(self.block_bytes())
+        self.kind == Kind::Stream || self.sums_received == self.have.div_ceil(self.block_bytes())
     }
 
     pub(super) fn block_bytes(&self) -> u64 {
@@ -169,7 +191,7 @@ impl Incoming {
             direction: Direction::Incoming,
             name: self.meta.path.to_bytes(),
             bytes: self.meta.size.min(self.have + self.travelled),
-            size_bytes: self.meta.size,
+            size_bytes: (self.kind != Kind::Stream).then_some(self.meta.size),
         }
     }
 }

@@ -16,10 +16,12 @@ mod outgoing;
 mod window;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::error::Error;
 use crate::name::Nickname;
+use crate::storage::Skipped;
 use crate::{storage, wire};
 
 pub(crate) use budget::Budget;
@@ -39,6 +41,44 @@ pub enum Direction {
 /// Names a transfer to the application: unique in its direction for the life of the server or client.
 pub type TransferId = u32;
 
+/// Gives each transfer of a server or client its [`TransferId`].
+#[derive(Default)]
+pub(crate) struct TransferIds(AtomicU32);
+
+impl TransferIds {
+    /// The next one, from 1.
+    pub(crate) fn next(&self) -> TransferId {
+        self.0.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
+    }
+}
+
+/// What is offered (PROTOCOL 5.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Kind {
+    /// A regular file.
+    #[default]
+    File,
+    /// A directory, after all that is in it.
+    Directory,
+    /// Bytes of unknown length: a pipe, a device, a file of /proc.
+    Stream,
+}
+
+impl Kind {
+    fn to_wire(self) -> u8 {
+        match self {
+            Kind::File => 0,
+            Kind::Directory => 1,
+            Kind::Stream => 2,
+        }
+    }
+
+    fn from_wire(kind: u8) -> Option<Kind> {
+        [Kind::File, Kind::Directory, Kind::Stream].into_iter().find(|known| known.to_wire() == kind)
+    }
+}
+
 /// How far a transfer is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
@@ -50,8 +90,8 @@ pub struct Progress {
     pub name: Vec<u8>,
     /// Bytes written on the receiving side, held ones included.
     pub bytes: u64,
-    /// The offered size.
-    pub size_bytes: u64,
+    /// The offered size; `None` for a stream, which has none yet.
+    pub size_bytes: Option<u64>,
 }
 
 /// A file that is stored.
@@ -61,9 +101,11 @@ pub struct Receipt {
     pub transfer: TransferId,
     /// Which way.
     pub direction: Direction,
+    /// What it is. A directory has no bytes and no CRC.
+    pub kind: Kind,
     /// The other side's nickname; `None`: a server.
     pub peer: Option<Nickname>,
-    /// The file that was sent (outgoing only).
+    /// The file that was sent (outgoing only; `None` for standard input and the like).
     pub source: Option<PathBuf>,
     /// The name as offered, unescaped.
     pub name: Vec<u8>,
@@ -111,6 +153,8 @@ pub(crate) enum Report {
     Stored(Receipt),
     /// See [`TransferFailure`].
     Failed(TransferFailure),
+    /// Something in a tree is not sent.
+    Skipped { path: PathBuf, why: Skipped },
 }
 
 impl From<wire::Time> for storage::Time {

@@ -4,17 +4,17 @@
 //! waits for a disk. A new connection offers everything again that has no receipt ([`Outbound::attach`]).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use super::outgoing::{Offered, Outgoing, Phase, Step};
+use super::outgoing::{Content, Finishing, Offered, Opening, Outgoing, Phase, Step};
 use super::window::Window;
-use super::{Report, TransferId};
-use crate::config::{block_bytes, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, SUMS_PER_FRAME};
+use super::{Direction, Report, TransferFailure, TransferId, TransferIds};
+use crate::config::{block_bytes, BLOCK_BYTES_LEAST, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, SUMS_PER_FRAME, TREE_STEP};
 use crate::error::{Error, Refusal, Result};
 use crate::name::SafePath;
-use crate::storage::Source;
+use crate::storage::{self, Found, Named, Origin, Stream, Tree};
 use crate::wire::{self, seal_chunk, CancelReason, Message, CHUNK_HEAD_BYTES};
 use crate::worker::{spawn, Lock};
 
@@ -22,12 +22,21 @@ use crate::worker::{spawn, Lock};
 pub(crate) struct Outbound {
     state: Mutex<State>,
     report: Box<dyn Fn(Report) + Send + Sync>,
+    ids: Arc<TransferIds>,
 }
 
 struct State {
     files: BTreeMap<TransferId, Outgoing>,
+    /// How many of them are no directories.
+    plain: usize,
     /// Not offered on this connection yet, in order.
     waiting: VecDeque<TransferId>,
+    /// Trees that are not walked through yet, with the transfer of their top.
+    trees: VecDeque<(TransferId, Tree)>,
+    /// The tree that is walked through right now.
+    walking: Option<TransferId>,
+    /// Directories not offered yet, in order. They wait until every file has ended, so that nothing changes their times.
+    directories: VecDeque<TransferId>,
     /// Answered with SEND and not finished, in turn.
     sending: VecDeque<TransferId>,
     link: Option<Link>,
@@ -53,42 +62,64 @@ struct Link {
 
 /// What [`Outbound::fill`] does next, outside the lock.
 enum Work {
-    Offer { id: TransferId, path: PathBuf },
+    Walk { top: TransferId, tree: Tree },
+    Offer { id: TransferId, content: Content },
     Chunk { number: u32, id: TransferId, offset: u64, length: u64, source: Opening },
-    Finish { number: u32, id: TransferId, source: Option<Arc<Source>> },
-}
-
-/// A source that is open, or how to open it.
-enum Opening {
-    Open(Arc<Source>),
-    Path(PathBuf, Offered),
+    Finish { number: u32, id: TransferId, source: Finishing },
 }
 
 impl Outbound {
     /// Nothing to send yet. `report` hears what becomes of each file.
-    pub(crate) fn new(report: impl Fn(Report) + Send + Sync + 'static) -> Outbound {
-        let state =
-            State { files: BTreeMap::new(), waiting: VecDeque::new(), sending: VecDeque::new(), link: None, epoch: 0 };
-        Outbound { state: Mutex::new(state), report: Box::new(report) }
+    pub(crate) fn new(ids: Arc<TransferIds>, report: impl Fn(Report) + Send + Sync + 'static) -> Outbound {
+        let state = State {
+            files: BTreeMap::new(),
+            plain: 0,
+            waiting: VecDeque::new(),
+            trees: VecDeque::new(),
+            walking: None,
+            directories: VecDeque::new(),
+            sending: VecDeque::new(),
+            link: None,
+            epoch: 0,
+        };
+        Outbound { state: Mutex::new(state), report: Box::new(report), ids }
     }
 
-    /// Takes a file to send under `name`. Its `id` is the caller's, and above all before.
-    pub(crate) fn add(&self, id: TransferId, path: &Path, name: &SafePath) {
-        let file = Outgoing {
-            id,
-            number: 0,
-            path: path.to_owned(),
-            name: name.to_bytes(),
-            started: Instant::now(),
-            offered: Offered::default(),
-            phase: Phase::Waiting,
-        };
+    /// Takes what a path leads to: a file, a tree or a stream, to be sent under `name`. Of a tree it gives the transfer of the
+    /// top, which ends last.
+    ///
+    /// # Errors
+    /// [`Error::File`] where it can't be read.
+    pub(crate) fn add_path(&self, path: &Path, name: &SafePath) -> Result<TransferId> {
+        Ok(match Named::look(path)? {
+            Named::File(origin) => self.add(name, Content::File(origin)),
+            Named::Tree(top) => self.add_tree(Tree::new(top, name.clone())?),
+            Named::Stream(stream) => self.add_stream(stream, name),
+        })
+    }
+
+    /// Takes a stream to send under `name`.
+    pub(crate) fn add_stream(&self, stream: Stream, name: &SafePath) -> TransferId {
+        self.add(name, Content::Stream(Arc::new(stream)))
+    }
+
+    fn add_tree(&self, tree: Tree) -> TransferId {
+        let id = self.ids.next();
         {
             let mut state = self.state.take();
-            state.files.insert(id, file);
-            state.waiting.push_back(id);
+            let top = Content::Directory { path: tree.path(), mtime: storage::Time::default(), mode: 0, is_top: true };
+            state.files.insert(id, Outgoing::new(id, tree.name(), top));
+            state.trees.push_back((id, tree));
         }
         self.wake();
+        id
+    }
+
+    fn add(&self, name: &SafePath, content: Content) -> TransferId {
+        let id = self.ids.next();
+        self.state.take().add(Outgoing::new(id, name, content));
+        self.wake();
+        id
     }
 
     /// A connection stands: everything without a receipt is offered on it. `wake` is called when there is something to send.
@@ -108,10 +139,10 @@ impl Outbound {
             ready: VecDeque::new(),
         });
         state.sending.clear();
-        state.waiting = state.files.keys().copied().collect();
         for file in state.files.values_mut() {
             file.phase = Phase::Waiting;
         }
+        state.line_up();
     }
 
     /// The connection is gone.
@@ -129,10 +160,14 @@ impl Outbound {
         let files = {
             let mut state = self.state.take();
             state.waiting.clear();
+            state.trees.clear();
+            state.directories.clear();
             state.sending.clear();
+            state.plain = 0;
             std::mem::take(&mut state.files)
         };
         for (_, file) in files {
+            file.close();
             (self.report)(Report::Failed(file.failure(error())));
         }
     }
@@ -162,14 +197,15 @@ impl Outbound {
         };
         match work {
             None => return false,
-            Some(Work::Offer { id, path }) => self.offer(epoch, id, &path, out),
+            Some(Work::Walk { top, tree }) => self.walk(top, tree),
+            Some(Work::Offer { id, content }) => self.offer(epoch, id, content, out),
             Some(Work::Chunk { number, id, offset, length, source }) => {
                 if let Err(error) = self.chunk(epoch, number, id, offset, length, source, out) {
                     self.fail(epoch, id, error);
                 }
             }
             Some(Work::Finish { number, id, source }) => {
-                if let Err(error) = self.finish(epoch, number, id, source.as_deref(), out) {
+                if let Err(error) = self.finish(epoch, number, id, &source, out) {
                     self.fail(epoch, id, error);
                 }
             }
@@ -177,16 +213,62 @@ impl Outbound {
         true
     }
 
-    fn offer(&self, epoch: u32, id: TransferId, path: &Path, out: &mut Vec<u8>) {
-        let offered = Source::open(path).and_then(|source| {
-            let mut offered = Offered { size: source.size(), mtime: source.mtime().into(), content_crc: 0 };
-            if offered.size <= crate::config::BLOCK_BYTES_LEAST {
-                offered.content_crc = source.block_crc(0, &mut Vec::new())?;
+    /// Goes on through a tree, a few entries at a time.
+    fn walk(&self, top: TransferId, mut tree: Tree) {
+        let is_through = self.walk_on(top, &mut tree);
+        {
+            let mut state = self.state.take();
+            state.walking = None;
+            if !is_through && state.files.contains_key(&top) {
+                state.trees.push_front((top, tree));
             }
-            Ok((offered, source.mode()))
-        });
-        let (offered, mode) = match offered {
-            Ok(offered) => offered,
+        }
+        // Another connection may have come meanwhile.
+        self.wake();
+    }
+
+    /// Gives whether the top was reached, which is the last.
+    fn walk_on(&self, top: TransferId, tree: &mut Tree) -> bool {
+        for found in tree.take(TREE_STEP) {
+            match found {
+                Found::File { origin, name } => self.found(&name, Content::File(origin)),
+                Found::Directory { name, path, mtime, mode, is_top } => {
+                    let content = Content::Directory { path, mtime, mode, is_top };
+                    if !is_top {
+                        self.found(&name, content);
+                        continue;
+                    }
+                    let state = &mut *self.state.take();
+                    if let Some(file) = state.files.get_mut(&top) {
+                        file.content = content;
+                        state.directories.push_back(top);
+                    }
+                    return true;
+                }
+                Found::Skipped { path, why } => (self.report)(Report::Skipped { path, why }),
+                Found::Unreadable { path, name, error } => {
+                    (self.report)(Report::Failed(TransferFailure {
+                        transfer: self.ids.next(),
+                        direction: Direction::Outgoing,
+                        peer: None,
+                        source: Some(path),
+                        name: name.to_bytes(),
+                        error,
+                    }));
+                }
+            }
+        }
+        false
+    }
+
+    fn found(&self, name: &SafePath, content: Content) {
+        let file = Outgoing::new(self.ids.next(), name, content);
+        self.state.take().add(file);
+    }
+
+    fn offer(self: &Arc<Self>, epoch: u32, id: TransferId, content: Content, out: &mut Vec<u8>) {
+        let (content, offered, mode) = match self.look_at(content) {
+            Ok(looked) => looked,
             Err(error) => return self.fail(epoch, id, error),
         };
         let state = &mut *self.state.take();
@@ -200,9 +282,10 @@ impl Outbound {
         file.phase = Phase::Offered;
         file.number = link.last_number;
         file.offered = offered.clone();
+        file.content = content;
         let offer = wire::Offer {
             transfer: link.last_number,
-            kind: 0,
+            kind: file.content.kind().to_wire(),
             size: offered.size,
             mtime: offered.mtime,
             mode,
@@ -210,6 +293,37 @@ impl Outbound {
             path: file.name.clone(),
         };
         Message::Offer(offer).encode(out);
+    }
+
+    /// What is to be offered. A file whose size says nothing of it is a stream.
+    fn look_at(self: &Arc<Self>, content: Content) -> Result<(Content, Offered, u32)> {
+        let content = match content {
+            Content::File(origin) => {
+                let source = origin.open()?;
+                if !source.is_stream() {
+                    let mut offered = Offered { size: source.size(), mtime: source.mtime().into(), content_crc: 0 };
+                    if offered.size <= BLOCK_BYTES_LEAST {
+                        offered.content_crc = source.block_crc(0, &mut Vec::new())?;
+                    }
+                    return Ok((Content::File(origin), offered, source.mode()));
+                }
+                Content::Stream(Arc::new(source.into_stream()))
+            }
+            other => other,
+        };
+        let (offered, mode) = match &content {
+            Content::Stream(stream) => {
+                let this = Arc::downgrade(self);
+                let wake = move || this.upgrade().iter().for_each(|this| this.wake());
+                stream.begin(wake)?;
+                (Offered { size: 0, mtime: stream.mtime().into(), content_crc: stream.stamp() }, stream.mode())
+            }
+            Content::Directory { mtime, mode, .. } => {
+                (Offered { size: 0, mtime: (*mtime).into(), content_crc: 0 }, *mode)
+            }
+            Content::File(_) => (Offered::default(), 0),
+        };
+        Ok((content, offered, mode))
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -224,14 +338,22 @@ impl Outbound {
         out: &mut Vec<u8>,
     ) -> Result<()> {
         let source = match source {
-            Opening::Open(source) => source,
-            Opening::Path(path, offered) => Arc::new(Source::reopen(&path, offered.size, offered.mtime.into())?),
+            Opening::Open(source) => Opening::Open(source),
+            Opening::Origin(origin, offered) => {
+                Opening::Open(Arc::new(origin.reopen(offered.size, offered.mtime.into())?))
+            }
+            stream => stream,
         };
         let start = out.len();
         let size = usize::try_from(length).unwrap_or(CHUNK_BYTES_MAX);
         out.resize(start + CHUNK_HEAD_BYTES + size, 0);
         let (_, frame) = out.split_at_mut(start);
-        let read = source.read_at(offset, frame.get_mut(CHUNK_HEAD_BYTES..).unwrap_or_default());
+        let space = frame.get_mut(CHUNK_HEAD_BYTES..).unwrap_or_default();
+        let read = match &source {
+            Opening::Open(source) => source.read_at(offset, space),
+            Opening::Stream(stream) => stream.read_at(offset, space),
+            Opening::Origin(..) => Ok(()),
+        };
         if let Err(error) = read {
             out.truncate(start);
             return Err(error);
@@ -246,7 +368,9 @@ impl Outbound {
             out.truncate(start);
             return Ok(());
         };
-        sending.source = Some(source);
+        if let Opening::Open(source) = source {
+            sending.source = Some(source);
+        }
         sending.chunk_sent(offset, length, crc);
         link.sent += length;
         link.window.sent(length, Instant::now());
@@ -254,21 +378,24 @@ impl Outbound {
     }
 
     /// PROTOCOL 6.7: everything was sent once. Looks whether the source is still what was offered.
-    fn finish(
-        &self,
-        epoch: u32,
-        number: u32,
-        id: TransferId,
-        source: Option<&Source>,
-        out: &mut Vec<u8>,
-    ) -> Result<()> {
-        let grew = source.map_or(Ok(false), Source::check)?;
+    fn finish(&self, epoch: u32, number: u32, id: TransferId, source: &Finishing, out: &mut Vec<u8>) -> Result<()> {
+        let grew = match source {
+            Finishing::Source(source) => source.check()?,
+            Finishing::Stream(stream) => {
+                stream.check()?;
+                false
+            }
+            Finishing::Nothing => false,
+        };
         let mut state = self.state.take();
         let current = state.epoch == epoch;
         let Some(file) = state.files.get_mut(&id).filter(|_| current) else { return Ok(()) };
-        let (size, content_crc, small) = (file.offered.size, file.offered.content_crc, file.is_small());
-        let path = file.path.clone();
+        let (mut size, content_crc, small) = (file.offered.size, file.offered.content_crc, file.is_small());
+        let path = file.content.path().unwrap_or_default();
         let Some(sending) = file.sending() else { return Ok(()) };
+        if matches!(source, Finishing::Stream(_)) {
+            size = sending.reached();
+        }
         let Some(crc) = sending.whole_crc(size) else { return Ok(()) };
         if small && crc != content_crc {
             return Err(Error::SourceChanged { path });
@@ -293,6 +420,7 @@ impl Outbound {
             state.remove(id)
         };
         if let Some(file) = file {
+            file.close();
             (self.report)(Report::Failed(file.failure(error)));
         }
     }
@@ -310,14 +438,22 @@ impl Outbound {
             link.unanswered = link.unanswered.saturating_sub(1);
         }
         let Some(file) = state.files.get_mut(&id) else { return Ok(()) };
-        file.begin(have)?;
-        let (path, offered) = (file.path.clone(), file.offered.clone());
+        match file.begin(have) {
+            Ok(()) => {}
+            Err(error @ Error::StreamLost) => {
+                drop(state);
+                self.fail(epoch, id, error);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+        let (content, offered) = (file.content.clone(), file.offered.clone());
         state.sending.push_back(id);
         drop(state);
-        if have > 0 {
+        if let (true, Content::File(origin)) = (have > 0, content) {
             let this = Arc::clone(self);
             let sums = move || {
-                if let Err(error) = this.send_sums(epoch, number, id, &path, &offered, have) {
+                if let Err(error) = this.send_sums(epoch, number, id, &origin, &offered, have) {
                     this.fail(epoch, id, error);
                     this.wake();
                 }
@@ -335,11 +471,11 @@ impl Outbound {
         epoch: u32,
         number: u32,
         id: TransferId,
-        path: &Path,
+        origin: &Origin,
         offered: &Offered,
         have: u64,
     ) -> Result<()> {
-        let source = Source::reopen(path, offered.size, offered.mtime.into())?;
+        let source = origin.reopen(offered.size, offered.mtime.into())?;
         let block = block_bytes(offered.size);
         let blocks = have.div_ceil(block);
         let mut buffer = Vec::new();
@@ -382,6 +518,10 @@ impl Outbound {
         };
         let newly = sending.acknowledged(received)?;
         link.window.acknowledged(newly, Instant::now());
+        let done_until = sending.done_until();
+        if let Content::Stream(stream) = &file.content {
+            stream.release_until(done_until);
+        }
         if !file.is_small() {
             if let Some(progress) = file.progress() {
                 (self.report)(Report::Progress(progress));
@@ -395,11 +535,12 @@ impl Outbound {
         let mut state = self.state.take();
         let Some(id) = state.answered(number)? else { return Ok(()) };
         let Some(file) = state.files.get_mut(&id) else { return Ok(()) };
-        let size = file.offered.size;
+        let (size, is_stream) = (file.offered.size, matches!(file.content, Content::Stream(_)));
         let Some(sending) = file.sending() else {
             return Err(Error::violation("6.6", "REPAIR before SEND"));
         };
-        sending.repair(size, offset, length)?;
+        let end = if is_stream { sending.reached() } else { size };
+        sending.repair(end, offset, length)?;
         if !state.sending.contains(&id) {
             state.sending.push_back(id);
         }
@@ -414,7 +555,7 @@ impl Outbound {
             let Some(id) = state.answered(number)? else { return Ok(()) };
             let Some(file) = state.files.get(&id) else { return Ok(()) };
             let receipt = file.receipt(receipt)?;
-            state.remove(id);
+            state.remove(id).iter().for_each(Outgoing::close);
             receipt
         };
         (self.report)(Report::Stored(receipt));
@@ -429,6 +570,7 @@ impl Outbound {
             state.remove(id)
         };
         if let Some(file) = file {
+            file.close();
             (self.report)(Report::Failed(file.failure(Error::Refused(refusal))));
         }
         Ok(())
@@ -443,6 +585,28 @@ impl Outbound {
 }
 
 impl State {
+    fn add(&mut self, file: Outgoing) {
+        let line = if file.is_directory() { &mut self.directories } else { &mut self.waiting };
+        line.push_back(file.id);
+        self.plain += usize::from(!file.is_directory());
+        self.files.insert(file.id, file);
+    }
+
+    /// Everything is to be offered from the start: files in order, directories after what they hold.
+    fn line_up(&mut self) {
+        let walked = |id: &TransferId| self.walking != Some(*id) && !self.trees.iter().any(|(top, _)| top == id);
+        let is_top = |file: &Outgoing| matches!(file.content, Content::Directory { is_top: true, .. });
+        let (directories, files): (Vec<_>, Vec<_>) = self.files.values().partition(|file| file.is_directory());
+        let (tops, inner): (Vec<_>, Vec<_>) = directories.into_iter().partition(|file| is_top(file));
+        self.waiting = files.iter().map(|file| file.id).collect();
+        self.directories = inner.iter().chain(&tops).map(|file| file.id).filter(walked).collect();
+    }
+
+    /// Whether nothing but directories is left to send.
+    fn is_down_to_directories(&self) -> bool {
+        self.plain == 0 && self.trees.is_empty() && self.walking.is_none()
+    }
+
     /// The file that a number of this connection stands for, `None` when it has ended.
     fn answered(&self, number: u32) -> Result<Option<TransferId>> {
         let Some(link) = &self.link else { return Ok(None) };
@@ -462,6 +626,7 @@ impl State {
     /// Forgets a file; the queues pass over what is not there.
     fn remove(&mut self, id: TransferId) -> Option<Outgoing> {
         let mut file = self.files.remove(&id)?;
+        self.plain -= usize::from(!file.is_directory());
         if let Some(link) = &mut self.link {
             match &mut file.phase {
                 Phase::Waiting => return Some(file),
@@ -475,16 +640,13 @@ impl State {
 
     fn has_work(&self) -> bool {
         let Some(link) = &self.link else { return false };
-        let can_offer = !self.waiting.is_empty() && link.unanswered < link.offers_max;
+        let has_offers = !self.waiting.is_empty()
+            || !self.trees.is_empty()
+            || (!self.directories.is_empty() && self.is_down_to_directories());
         let length_max = link.length_max();
         !link.ready.is_empty()
-            || can_offer
-            || self.sending.iter().any(|id| match self.files.get(id) {
-                Some(Outgoing { offered, phase: Phase::Sending(sending), .. }) => {
-                    sending.step(offered.size, length_max).is_some()
-                }
-                _ => false,
-            })
+            || (has_offers && link.unanswered < link.offers_max)
+            || self.sending.iter().any(|id| self.files.get(id).is_some_and(|file| file.step(length_max).is_some()))
     }
 
     /// The next piece of work: offers first, so that small files share a round trip; then the transfers in turn.
@@ -494,7 +656,17 @@ impl State {
         if link.unanswered < link.offers_max {
             while let Some(id) = self.waiting.pop_front() {
                 if let Some(file) = self.files.get(&id) {
-                    return Some(Work::Offer { id, path: file.path.clone() });
+                    return Some(Work::Offer { id, content: file.content.clone() });
+                }
+            }
+            if let Some((top, tree)) = self.trees.pop_front() {
+                self.walking = Some(top);
+                return Some(Work::Walk { top, tree });
+            }
+            while let Some(&id) = self.directories.front().filter(|_| self.is_down_to_directories()) {
+                self.directories.pop_front();
+                if let Some(file) = self.files.get(&id) {
+                    return Some(Work::Offer { id, content: file.content.clone() });
                 }
             }
         }
@@ -502,16 +674,14 @@ impl State {
             let id = self.sending.pop_front()?;
             let Some(file) = self.files.get_mut(&id) else { continue };
             let number = file.number;
-            let (path, offered) = (file.path.clone(), file.offered.clone());
-            let Some(sending) = file.sending() else { continue };
-            match sending.step(offered.size, length_max) {
+            match file.step(length_max) {
                 Some(Step::Chunk { offset, length }) => {
+                    let Some(source) = file.opening() else { continue };
                     self.sending.push_back(id);
-                    let source = sending.source.clone().map_or(Opening::Path(path, offered), Opening::Open);
                     return Some(Work::Chunk { number, id, offset, length, source });
                 }
                 // It leaves the turn; a REPAIR brings it back.
-                Some(Step::Finish) => return Some(Work::Finish { number, id, source: sending.source.clone() }),
+                Some(Step::Finish) => return Some(Work::Finish { number, id, source: file.finishing() }),
                 None => self.sending.push_back(id),
             }
         }

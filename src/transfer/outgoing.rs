@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{combine_crc, Direction, Progress, Receipt, TransferFailure, TransferId};
+use super::{combine_crc, Direction, Kind, Progress, Receipt, TransferFailure, TransferId};
 use crate::config::{block_bytes, BLOCK_BYTES_LEAST, REPAIRS_MAX};
 use crate::error::{Error, Result};
-use crate::storage::Source;
+use crate::name::SafePath;
+use crate::storage::{self, Origin, Source, Stream};
 use crate::wire::{self, Time};
 
 /// One file that is to be sent, over as many connections as it takes.
@@ -18,12 +19,41 @@ pub(super) struct Outgoing {
     pub(super) id: TransferId,
     /// Its number on this connection, once it is offered (PROTOCOL 5.1).
     pub(super) number: u32,
-    pub(super) path: PathBuf,
+    pub(super) content: Content,
     /// The path that is offered, as bytes.
     pub(super) name: Vec<u8>,
     pub(super) started: Instant,
     pub(super) offered: Offered,
     pub(super) phase: Phase,
+}
+
+/// Where what is sent comes from.
+#[derive(Clone)]
+pub(super) enum Content {
+    File(Origin),
+    /// Nothing but its mode and time; `is_top` for the whole tree's, which is the last of it.
+    Directory {
+        path: PathBuf,
+        mtime: storage::Time,
+        mode: u32,
+        is_top: bool,
+    },
+    Stream(Arc<Stream>),
+}
+
+/// A source that is open, or how to open it.
+pub(super) enum Opening {
+    Open(Arc<Source>),
+    Origin(Origin, Offered),
+    Stream(Arc<Stream>),
+}
+
+/// What is to be looked at before FINISH.
+pub(super) enum Finishing {
+    Source(Arc<Source>),
+    Stream(Arc<Stream>),
+    /// Nothing was read of it.
+    Nothing,
 }
 
 /// What the last offer said; a source that is another by now is not sent under it.
@@ -59,6 +89,8 @@ pub(super) struct Sending {
     sent: u64,
     acknowledged: u64,
     repairs: VecDeque<(u64, u64)>,
+    /// What was sent and not acknowledged, in the order in which it was sent.
+    under_way: VecDeque<(u64, u64)>,
     finished: bool,
     pub(super) grew: bool,
 }
@@ -71,9 +103,86 @@ pub(super) enum Step {
     Finish,
 }
 
+impl Content {
+    pub(super) fn kind(&self) -> Kind {
+        match self {
+            Content::File(_) => Kind::File,
+            Content::Directory { .. } => Kind::Directory,
+            Content::Stream(_) => Kind::Stream,
+        }
+    }
+
+    /// As this side's log shows it; `None` where it has no name.
+    pub(super) fn path(&self) -> Option<PathBuf> {
+        match self {
+            Content::File(origin) => Some(origin.path()),
+            Content::Directory { path, .. } => Some(path.clone()),
+            Content::Stream(stream) => stream.path().cloned(),
+        }
+    }
+}
+
 impl Outgoing {
+    pub(super) fn new(id: TransferId, name: &SafePath, content: Content) -> Outgoing {
+        Outgoing {
+            id,
+            number: 0,
+            content,
+            name: name.to_bytes(),
+            started: Instant::now(),
+            offered: Offered::default(),
+            phase: Phase::Waiting,
+        }
+    }
+
+    pub(super) fn is_directory(&self) -> bool {
+        matches!(self.content, Content::Directory { .. })
+    }
+
     pub(super) fn is_small(&self) -> bool {
-        self.offered.size <= BLOCK_BYTES_LEAST
+        self.content.kind() == Kind::File && self.offered.size <= BLOCK_BYTES_LEAST
+    }
+
+    /// The next step, with at most `length_max` bytes; `None` while there is only waiting.
+    pub(super) fn step(&self, length_max: u64) -> Option<Step> {
+        let Phase::Sending(sending) = &self.phase else { return None };
+        let (end, is_whole) = match &self.content {
+            Content::Stream(stream) => stream.extent(),
+            _ => (self.offered.size, true),
+        };
+        sending.step(end, is_whole, length_max)
+    }
+
+    /// What its bytes are read from.
+    pub(super) fn opening(&self) -> Option<Opening> {
+        let open = match &self.phase {
+            Phase::Sending(sending) => sending.source.clone(),
+            _ => None,
+        };
+        match &self.content {
+            Content::File(origin) => {
+                let again = || Opening::Origin(origin.clone(), self.offered.clone());
+                Some(open.map_or_else(again, Opening::Open))
+            }
+            Content::Stream(stream) => Some(Opening::Stream(Arc::clone(stream))),
+            Content::Directory { .. } => None,
+        }
+    }
+
+    /// What is to be looked at before FINISH.
+    pub(super) fn finishing(&self) -> Finishing {
+        match (&self.content, &self.phase) {
+            (Content::Stream(stream), _) => Finishing::Stream(Arc::clone(stream)),
+            (_, Phase::Sending(Sending { source: Some(source), .. })) => Finishing::Source(Arc::clone(source)),
+            _ => Finishing::Nothing,
+        }
+    }
+
+    /// It has ended: nothing more is read of it.
+    pub(super) fn close(&self) {
+        if let Content::Stream(stream) = &self.content {
+            stream.close();
+        }
     }
 
     /// PROTOCOL 5.5: SEND was received.
@@ -82,8 +191,17 @@ impl Outgoing {
             return Err(Error::violation("5.4", "SEND for a transfer that waits for no answer"));
         }
         let size = self.offered.size;
+        let held_crc = match &self.content {
+            Content::Stream(stream) => Some(stream.crc_until(have)?),
+            _ => (have == 0).then_some(0),
+        };
         let on_a_block = have == size || have % block_bytes(size) == 0;
-        if have > size || !on_a_block || (have > 0 && self.is_small()) {
+        let is_possible = match self.content.kind() {
+            Kind::File => have <= size && on_a_block && (have == 0 || !self.is_small()),
+            Kind::Directory => false,
+            Kind::Stream => true,
+        };
+        if !is_possible {
             return Err(Error::violation("5.5", "SEND with an impossible have"));
         }
         self.phase = Phase::Sending(Sending {
@@ -91,10 +209,11 @@ impl Outgoing {
             have,
             next: have,
             new_crc: 0,
-            held_crc: (have == 0).then_some(0),
+            held_crc,
             sent: 0,
             acknowledged: 0,
             repairs: VecDeque::new(),
+            under_way: VecDeque::new(),
             finished: false,
             grew: false,
         });
@@ -114,30 +233,37 @@ impl Outgoing {
             transfer: self.id,
             direction: Direction::Outgoing,
             name: self.name.clone(),
-            bytes: self.offered.size.min(sending.have + sending.acknowledged),
-            size_bytes: self.offered.size,
+            bytes: sending.next.min(sending.have + sending.acknowledged),
+            size_bytes: (self.content.kind() != Kind::Stream).then_some(self.offered.size),
         })
     }
 
     /// RECEIPT was received: PROTOCOL 6.9.
     pub(super) fn receipt(&self, receipt: wire::Receipt) -> Result<Receipt> {
-        let (expected_crc, grew) = match &self.phase {
+        let (size, expected_crc, grew) = match &self.phase {
             Phase::Waiting => return Err(Error::violation("6.9", "RECEIPT for a transfer not offered")),
-            Phase::Offered => (receipt.already.then_some(self.offered.content_crc).filter(|_| self.is_small()), false),
-            Phase::Sending(sending) => (sending.whole_crc(self.offered.size), sending.grew),
+            Phase::Offered => {
+                let crc = receipt.already.then_some(self.offered.content_crc).filter(|_| self.is_small());
+                (self.offered.size, crc, false)
+            }
+            Phase::Sending(sending) => {
+                let size = if self.content.kind() == Kind::Stream { sending.next } else { self.offered.size };
+                (size, sending.whole_crc(size), sending.grew)
+            }
         };
         let finished = matches!(&self.phase, Phase::Sending(sending) if sending.finished);
-        if !finished && !receipt.already {
+        if !finished && !receipt.already && !self.is_directory() {
             return Err(Error::violation("6.8", "RECEIPT before everything was sent"));
         }
-        if receipt.size != self.offered.size || expected_crc.is_some_and(|crc| crc != receipt.crc) {
+        if receipt.size != size || expected_crc.is_some_and(|crc| crc != receipt.crc) {
             return Err(Error::violation("6.9", "RECEIPT for other content than was sent"));
         }
         Ok(Receipt {
             transfer: self.id,
             direction: Direction::Outgoing,
             peer: None,
-            source: Some(self.path.clone()),
+            kind: self.content.kind(),
+            source: self.content.path(),
             name: self.name.clone(),
             stored: receipt.stored,
             bytes: receipt.size,
@@ -155,7 +281,7 @@ impl Outgoing {
             transfer: self.id,
             direction: Direction::Outgoing,
             peer: None,
-            source: Some(self.path),
+            source: self.content.path(),
             name: self.name,
             error,
         }
@@ -163,21 +289,22 @@ impl Outgoing {
 }
 
 impl Sending {
-    /// The next step, with at most `length_max` bytes; `None` while there is only waiting.
-    pub(super) fn step(&self, size: u64, length_max: u64) -> Option<Step> {
+    /// Of what can be sent up to `end`, which is the whole or not.
+    fn step(&self, end: u64, is_whole: bool, length_max: u64) -> Option<Step> {
         if let Some(&(offset, length)) = self.repairs.front() {
             return (length_max > 0).then_some(Step::Chunk { offset, length: length.min(length_max) });
         }
-        if self.next < size {
-            let length = (size - self.next).min(length_max);
+        if self.next < end {
+            let length = (end - self.next).min(length_max);
             return (length > 0).then_some(Step::Chunk { offset: self.next, length });
         }
-        (!self.finished && self.held_crc.is_some()).then_some(Step::Finish)
+        (is_whole && !self.finished && self.held_crc.is_some()).then_some(Step::Finish)
     }
 
     /// The chunk that [`Sending::step`] named left, with this CRC.
     pub(super) fn chunk_sent(&mut self, offset: u64, length: u64, crc: u32) {
         self.sent += length;
+        self.under_way.push_back((offset, length));
         if let Some((at, left)) = self.repairs.front_mut().filter(|(at, _)| *at == offset) {
             (*at, *left) = (*at + length, left.saturating_sub(length));
             if *left == 0 {
@@ -211,7 +338,28 @@ impl Sending {
         }
         let newly = received - self.acknowledged;
         self.acknowledged = received;
+        let mut left = newly;
+        while let Some((at, length)) = self.under_way.front_mut() {
+            let part = left.min(*length);
+            (*at, *length, left) = (*at + part, *length - part, left - part);
+            if *length > 0 {
+                break;
+            }
+            self.under_way.pop_front();
+        }
         Ok(newly)
+    }
+
+    /// What is before this offset will not be sent again on this connection (PROTOCOL 6.3: a REPAIR comes before the ACK that
+    /// counts what it asks for).
+    pub(super) fn done_until(&self) -> u64 {
+        let wanted = self.under_way.iter().chain(&self.repairs).map(|&(offset, _)| offset);
+        wanted.min().unwrap_or(self.next).min(self.next)
+    }
+
+    /// Everything was read.
+    pub(super) fn reached(&self) -> u64 {
+        self.next
     }
 
     /// Bytes under way.

@@ -166,9 +166,14 @@ impl Running {
 
     /// Types a line into its stdin.
     pub fn type_line(&mut self, line: &str) {
+        self.type_bytes(format!("{line}\n").as_bytes());
+    }
+
+    /// Types bytes into its stdin.
+    pub fn type_bytes(&mut self, bytes: &[u8]) {
         let mut stdin = self.stdin.as_ref().expect("stdin is closed");
-        if let Err(error) = stdin.write_all(format!("{line}\n").as_bytes()) {
-            self.fail(&format!("can't type \"{line}\": {error}"));
+        if let Err(error) = stdin.write_all(bytes) {
+            self.fail(&format!("can't type {} bytes: {error}", bytes.len()));
         }
     }
 
