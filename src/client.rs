@@ -67,7 +67,7 @@ impl Client {
         let (texts, files) = (events.clone(), events.clone());
         let mailbox = Mailbox::new(
             move |report| texts.push(Event::from(report)),
-            move |report| files.push(event_of(report, None)),
+            move |report| files.push(event_of(report, None, None)),
         );
         let run = random_run()?;
         let link = Link {
@@ -306,14 +306,15 @@ impl Shared {
         let conn = Arc::new(dial(&self.name, &addresses, self.config.connect_timeout)?);
         let me = introduction(self.run, &self.config, self.store.is_some());
         let (peer, nickname, reader) = greet_as_client(&conn, &me)?;
-        let owner = Arc::new(ClientOwner { shared: Weak::clone(&self.this) });
+        let address = conn.peer_addr();
+        let owner = Arc::new(ClientOwner { shared: Weak::clone(&self.this), address });
         let (shared, events) = (Arc::clone(self), self.events.clone());
         let inbound = Box::new(move |hooks: Hooks| InboundContext {
             store: shared.store.clone(),
             budget: Arc::clone(&shared.budget),
             holders: Arc::clone(&shared.holders),
             pulse: hooks.pulse,
-            report: Arc::new(move |report| events.push(event_of(report, None))),
+            report: Arc::new(move |report| events.push(event_of(report, None, Some(address)))),
             wake: hooks.wake,
             violated: hooks.violated,
             next_id: Box::new(move || shared.next_transfer()),
@@ -404,6 +405,8 @@ impl Shared {
 /// Takes what the session brings to the client.
 struct ClientOwner {
     shared: Weak<Shared>,
+    /// The server's.
+    address: SocketAddr,
 }
 
 impl Owner for ClientOwner {
@@ -417,7 +420,8 @@ impl Owner for ClientOwner {
         }
         shared.link.take().seen.remember(text.run, text.sequence);
         let private = text.to.is_some();
-        shared.events.push(Event::Text(Text { from: text.from, private, text: text.text, handled }));
+        let (from, address) = (text.from, self.address);
+        shared.events.push(Event::Text(Text { from, address, private, text: text.text, handled }));
         Ok(())
     }
 

@@ -135,6 +135,15 @@ pub const ACCEPT_PAUSE_FIRST: Duration = Duration::from_millis(50);
 /// Pause after accept had no descriptor or memory, at last.
 pub const ACCEPT_PAUSE_LONGEST: Duration = Duration::from_secs(1);
 
+// `--exec`.
+
+/// Programs that run at once: a small board's processors.
+pub const EXEC_AT_ONCE: usize = 4;
+/// Runs that wait for their turn; each holds a text at most, 4 MiB in all.
+pub const EXEC_WAITING_MAX: usize = 64;
+/// A run that takes longer is killed: a handful of those would hold up all others.
+pub const EXEC_TIMEOUT: Duration = Duration::from_secs(60);
+
 // Many peers.
 
 /// Connections before their hello is complete.

@@ -32,6 +32,7 @@ pub struct ClientOrder {
     pub address: String,
     pub run: ClientRun,
     pub config: Config,
+    pub exec: Option<PathBuf>,
     pub output: Output,
 }
 
@@ -58,6 +59,7 @@ pub struct ServerOrder {
     pub listen: String,
     pub port_file: Option<PathBuf>,
     pub config: Config,
+    pub exec: Option<PathBuf>,
     pub output: Output,
 }
 
@@ -77,6 +79,17 @@ pub enum Level {
     Detail,
     /// With `-vv`.
     Trace,
+}
+
+impl Order {
+    /// The program of `--exec`, and whose.
+    pub fn exec(&self) -> Option<(Side, &Path)> {
+        match self {
+            Order::Client(order) => Some((Side::Client, order.exec.as_deref()?)),
+            Order::Server(order) => Some((Side::Server, order.exec.as_deref()?)),
+            Order::Help(_) | Order::Version => None,
+        }
+    }
 }
 
 /// Reads a whole command line; `program` is its word 0.
@@ -145,6 +158,7 @@ impl Given {
 
 fn client(given: &Given, environment: &Environment) -> Result<ClientOrder, Usage> {
     let mut config = common(given, environment)?;
+    let exec = exec(given)?;
     let run = client_run(given)?;
     config.join_room = !matches!(run, ClientRun::Job(_));
     if matches!(run, ClientRun::Stay { .. }) {
@@ -159,7 +173,7 @@ fn client(given: &Given, environment: &Environment) -> Result<ClientOrder, Usage
     let Some(address) = given.value("to", not_empty)?.or(variable) else {
         return Err(given.wrong("--to HOST[:PORT] is missing, and there is no POSTWIRE_TO"));
     };
-    Ok(ClientOrder { address, run, config, output: output(given)? })
+    Ok(ClientOrder { address, run, config, exec, output: output(given)? })
 }
 
 fn client_run(given: &Given) -> Result<ClientRun, Usage> {
@@ -229,7 +243,7 @@ fn server(given: &Given, environment: &Environment) -> Result<ServerOrder, Usage
     );
     let listen = given.value("listen", not_empty)?.unwrap_or_else(|| format!(":{}", config::DEFAULT_PORT));
     let port_file = given.value("port-file", not_empty)?.map(PathBuf::from);
-    Ok(ServerOrder { listen, port_file, config, output: output(given)? })
+    Ok(ServerOrder { listen, port_file, config, exec: exec(given)?, output: output(given)? })
 }
 
 /// What both subcommands have.
@@ -248,6 +262,10 @@ fn common(given: &Given, environment: &Environment) -> Result<Config, Usage> {
     set(&mut config.max_memory, given.value("max-memory", memory)?);
     set(&mut config.keep_partials, given.value("keep-partials", units::time)?);
     Ok(config)
+}
+
+fn exec(given: &Given) -> Result<Option<PathBuf>, Usage> {
+    Ok(given.value("exec", not_empty)?.map(PathBuf::from))
 }
 
 fn output(given: &Given) -> Result<Output, Usage> {

@@ -64,6 +64,8 @@ fn every_option_reaches_the_configuration() {
         assert_eq!((config.max_file, config.min_free, config.max_memory), (1024, 2048, 3 << 20));
         assert_eq!((config.keep_partials, config.fsync), (Duration::from_secs(3600), false));
     }
+    assert_eq!(client_order(&["--exec", "p"]).exec, Some("p".into()));
+    assert_eq!(server_order(&["--exec", "p"]).exec, Some("p".into()));
     let config = client_order(&["--connect-timeout", "5", "--retry", "2m"]).config;
     assert_eq!((config.connect_timeout, config.retry), (Duration::from_secs(5), Retry::For(Duration::from_secs(120))));
     assert_eq!(client_order(&["--retry", "0"]).config.retry, Retry::For(Duration::ZERO));
@@ -77,7 +79,7 @@ fn every_option_reaches_the_configuration() {
 fn what_is_not_given_is_the_default() {
     let server = server_order(&[]);
     assert_eq!((server.listen.as_str(), server.port_file), (":7117", None));
-    assert!(server.config.relay && server.config.fsync && server.config.dir.is_none());
+    assert!(server.config.relay && server.config.fsync && server.config.dir.is_none() && server.exec.is_none());
     assert_eq!(server.output, Output { json: false, level: Level::Notice });
     let client = client_order(&[]);
     assert_eq!((client.address.as_str(), client.config.retry), ("h", Retry::Default));
@@ -94,6 +96,7 @@ fn a_bad_value_names_the_option_and_what_it_takes() {
         ("--if-exists", "ask"),
         ("--nick", "a b"),
         ("--dir", ""),
+        ("--exec", ""),
     ];
     for side in ["client", "server"] {
         for (option, value) in bad {

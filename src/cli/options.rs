@@ -90,6 +90,13 @@ pub const TABLE: &[Row] = &[
         "give up after TIME without progress; 0; forever",
     ),
     valued(CLIENT, "connect-timeout", "TIME", TIME, "one try to connect (30s)"),
+    valued(
+        BOTH,
+        "exec",
+        "PROGRAM",
+        "the path of a program",
+        "run PROGRAM for each file and text that came, with RECEIVED_* set",
+    ),
     flag(BOTH, "", "json", "one JSON object a line on standard output"),
     flag(BOTH, "q", "quiet", "say nothing but errors"),
     flag(BOTH, "v", "verbose", "say more; twice: still more"),

@@ -13,6 +13,7 @@ use super::feed::{Feed, Gate, Happening};
 use super::input::Line;
 use super::options::Side;
 use super::print::{Printer, Run};
+use super::with_exec;
 
 struct Serve {
     server: Server,
@@ -24,6 +25,7 @@ struct Serve {
 pub fn run(order: ServerOrder) -> Result<Exit> {
     let mut feed = Feed::new()?;
     let mut printer = Printer::new(order.output, Run::Server);
+    printer = with_exec(printer, order.exec.as_deref(), &order.config, &feed)?;
     let server = Server::bind(&order.listen, order.config)?;
     printer.listening(server.local_addr());
     if let Some(path) = &order.port_file {
@@ -51,7 +53,10 @@ pub fn run(order: ServerOrder) -> Result<Exit> {
             Happening::Signal(SIGINT) => Exit::Signal(SIGINT),
             Happening::Signal(_) => Exit::Done,
             // Before we stopped it there is no end; if there is one, it is a failure.
-            Happening::EventsEnded | Happening::TimeUp => return exit.ok_or(Error::Closed),
+            Happening::EventsEnded | Happening::TimeUp => {
+                serve.printer.finish();
+                return exit.ok_or(Error::Closed);
+            }
         };
         exit = Some(stop);
         serve.printer.notice("stopping: open transfers get 10 s, a second signal ends them");

@@ -107,6 +107,7 @@ mod tests {
             direction: Direction::Incoming,
             transfer: 1,
             peer: None,
+            address: None,
             source: None,
             name: b"a".to_vec(),
             stored: b"a".to_vec(),

@@ -584,6 +584,7 @@ impl Inner {
             transfer: file.id,
             direction: Direction::Incoming,
             peer: None,
+            address: None,
             source: None,
             name: file.meta.path.to_bytes(),
             stored,

@@ -15,6 +15,7 @@ mod outbound;
 mod outgoing;
 mod window;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -63,6 +64,8 @@ pub struct Receipt {
     pub direction: Direction,
     /// The other side's nickname; `None`: a server.
     pub peer: Option<Nickname>,
+    /// The other end of the connection that brought it (incoming only).
+    pub address: Option<SocketAddr>,
     /// The file that was sent (outgoing only).
     pub source: Option<PathBuf>,
     /// The name as offered, unescaped.

@@ -137,6 +137,7 @@ impl Outgoing {
             transfer: self.id,
             direction: Direction::Outgoing,
             peer: None,
+            address: None,
             source: Some(self.path.clone()),
             name: self.name.clone(),
             stored: receipt.stored,
