@@ -15,7 +15,7 @@ use crate::hub::{check_text, encode_text, event_of, introduction, offered_name, 
 use crate::name::{Nickname, SafePath};
 use crate::session::{greet_as_client, Handled, Hooks, Mailbox, Owner, Session, SessionContext};
 use crate::storage::{Source, Store};
-use crate::transfer::{Budget, Holders, InboundContext, TransferId};
+use crate::transfer::{Budget, Holders, InboundContext, Pace, TransferId};
 use crate::wire::{self, Presence, RunId};
 use crate::worker::{spawn, Lock};
 
@@ -66,6 +66,7 @@ impl Client {
         let events = Events::new(config.read_buffer_bytes);
         let (texts, files) = (events.clone(), events.clone());
         let mailbox = Mailbox::new(
+            Arc::new(Pace::new(config.limit_rate)),
             move |report| texts.push(Event::from(report)),
             move |report| files.push(event_of(report, None, None)),
         );

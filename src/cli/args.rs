@@ -260,6 +260,7 @@ fn common(given: &Given, environment: &Environment) -> Result<Config, Usage> {
     set(&mut config.max_file, given.value("max-file", units::size)?);
     set(&mut config.min_free, given.value("min-free", units::size)?);
     set(&mut config.max_memory, given.value("max-memory", memory)?);
+    config.limit_rate = given.value("limit-rate", limit_rate)?;
     set(&mut config.keep_partials, given.value("keep-partials", units::time)?);
     Ok(config)
 }
@@ -316,6 +317,10 @@ fn if_exists(text: &str) -> Option<IfExists> {
 fn memory(text: &str) -> Option<usize> {
     let bytes = usize::try_from(units::size(text)?).ok()?;
     (bytes >= config::MAX_MEMORY_BYTES_LEAST).then_some(bytes)
+}
+
+fn limit_rate(text: &str) -> Option<u64> {
+    units::size(text).filter(|&rate| rate >= config::LIMIT_RATE_LEAST)
 }
 
 fn retry(text: &str) -> Option<Retry> {

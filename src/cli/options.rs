@@ -81,6 +81,13 @@ pub const TABLE: &[Row] = &[
     valued(SERVER, "max-clients", "N", COUNT, "connections at once (1024)"),
     flag(SERVER, "", "no-relay", "do not carry texts from client to client"),
     valued(BOTH, "keep-partials", "TIME", TIME, "keep what a broken transfer left for TIME (7d)"),
+    valued(
+        BOTH,
+        "limit-rate",
+        "SIZE",
+        "a size such as 512k or 20M, 1k at least",
+        "send at most SIZE of file data a second; texts are not held back",
+    ),
     flag(BOTH, "", "no-fsync", "do not wait for the disk: faster, not durable"),
     valued(
         CLIENT,

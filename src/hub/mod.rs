@@ -26,7 +26,7 @@ use crate::session::{
     greet_as_server, refuse, welcome, FrameReader, Handled, Mailbox, MakeInbound, Session, SessionContext,
 };
 use crate::storage::{Source, Store};
-use crate::transfer::{Budget, Holders, InboundContext, Report, TransferId};
+use crate::transfer::{Budget, Holders, InboundContext, Pace, Report, TransferId};
 use crate::wire::{self, Message, Presence, RunId};
 use crate::worker::Lock;
 use member::{Member, MemberOwner};
@@ -39,6 +39,7 @@ pub(crate) struct Hub {
     store: Option<Arc<Store>>,
     budget: Arc<Budget>,
     holders: Arc<Holders>,
+    pace: Arc<Pace>,
     state: Mutex<State>,
     /// Wakes who waits for a new peer, or for the last to leave.
     changed: Condvar,
@@ -77,6 +78,7 @@ impl Hub {
             store,
             budget: Arc::new(Budget::new(receive_budget(&config))),
             holders: Arc::default(),
+            pace: Arc::new(Pace::new(config.limit_rate)),
             state: Mutex::default(),
             changed: Condvar::new(),
             config,
@@ -349,7 +351,8 @@ impl Hub {
     fn new_mailbox(self: &Arc<Self>, nickname: Nickname) -> Arc<Mailbox> {
         let (texts, files) = (self.events.clone(), self.events.clone());
         let text_report = move |report| texts.push(Event::from(report));
-        Arc::new(Mailbox::new(text_report, move |report| files.push(event_of(report, Some(&nickname), None))))
+        let file_report = move |report| files.push(event_of(report, Some(&nickname), None));
+        Arc::new(Mailbox::new(Arc::clone(&self.pace), text_report, file_report))
     }
 
     /// How the files of one peer come in.

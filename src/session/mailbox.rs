@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use super::texts::Texts;
 use crate::error::Refusal;
-use crate::transfer::{Outbound, Report};
+use crate::transfer::{Outbound, Pace, Report};
 use crate::wire;
 use crate::worker::Lock;
 
@@ -32,10 +32,12 @@ struct Link {
 
 impl Mailbox {
     pub(crate) fn new(
+        pace: Arc<Pace>,
         text_report: impl Fn(TextReport) + Send + Sync + 'static,
         report: impl Fn(Report) + Send + Sync + 'static,
     ) -> Mailbox {
-        Mailbox { texts: Texts::new(text_report), files: Arc::new(Outbound::new(report)), link: Mutex::default() }
+        let files = Arc::new(Outbound::new(pace, report));
+        Mailbox { texts: Texts::new(text_report), files, link: Mutex::default() }
     }
 
     /// A connection stands; gives the number that stands for it.

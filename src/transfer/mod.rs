@@ -13,6 +13,7 @@ mod incoming;
 mod ledger;
 mod outbound;
 mod outgoing;
+mod pace;
 mod window;
 
 use std::net::SocketAddr;
@@ -27,6 +28,7 @@ pub(crate) use budget::Budget;
 pub(crate) use holders::{Holders, Pulse};
 pub(crate) use inbound::{Inbound, InboundContext};
 pub(crate) use outbound::Outbound;
+pub(crate) use pace::Pace;
 
 /// Which side a transfer's bytes go to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

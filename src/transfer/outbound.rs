@@ -6,9 +6,10 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::outgoing::{Offered, Outgoing, Phase, Step};
+use super::pace::Pace;
 use super::window::Window;
 use super::{Report, TransferId};
 use crate::config::{block_bytes, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, SUMS_PER_FRAME};
@@ -22,6 +23,7 @@ use crate::worker::{spawn, Lock};
 pub(crate) struct Outbound {
     state: Mutex<State>,
     report: Box<dyn Fn(Report) + Send + Sync>,
+    pace: Arc<Pace>,
 }
 
 struct State {
@@ -45,6 +47,7 @@ struct Link {
     last_number: u32,
     unanswered: u32,
     window: Window,
+    pace: Arc<Pace>,
     sent: u64,
     credit: u64,
     /// SUMS and CANCEL, ready to go.
@@ -66,10 +69,10 @@ enum Opening {
 
 impl Outbound {
     /// Nothing to send yet. `report` hears what becomes of each file.
-    pub(crate) fn new(report: impl Fn(Report) + Send + Sync + 'static) -> Outbound {
+    pub(crate) fn new(pace: Arc<Pace>, report: impl Fn(Report) + Send + Sync + 'static) -> Outbound {
         let state =
             State { files: BTreeMap::new(), waiting: VecDeque::new(), sending: VecDeque::new(), link: None, epoch: 0 };
-        Outbound { state: Mutex::new(state), report: Box::new(report) }
+        Outbound { state: Mutex::new(state), report: Box::new(report), pace }
     }
 
     /// Takes a file to send under `name`. Its `id` is the caller's, and above all before.
@@ -103,6 +106,7 @@ impl Outbound {
             last_number: 0,
             unanswered: 0,
             window: Window::new(),
+            pace: Arc::clone(&self.pace),
             sent: 0,
             credit: 0,
             ready: VecDeque::new(),
@@ -140,6 +144,11 @@ impl Outbound {
     /// Whether [`Outbound::fill`] would find something to do.
     pub(crate) fn has_work(&self) -> bool {
         self.state.take().has_work()
+    }
+
+    /// How long the pace holds back chunks, where it does.
+    pub(crate) fn pause(&self) -> Option<Duration> {
+        Some(self.pace.pause(Instant::now())).filter(|pause| !pause.is_zero())
     }
 
     /// Whether anything is under way on this connection, so that more work may come soon.
@@ -249,7 +258,9 @@ impl Outbound {
         sending.source = Some(source);
         sending.chunk_sent(offset, length, crc);
         link.sent += length;
-        link.window.sent(length, Instant::now());
+        let now = Instant::now();
+        link.window.sent(length, now);
+        link.pace.sent(length, now);
         Ok(())
     }
 
@@ -520,10 +531,13 @@ impl State {
 }
 
 impl Link {
-    /// How long a chunk may be now; 0 while the window or the credit is used up.
+    /// How long a chunk may be now; 0 while the window or the credit is used up, or the pace wants a pause.
     fn length_max(&self) -> u64 {
+        if !self.pace.pause(Instant::now()).is_zero() {
+            return 0;
+        }
         let credit = self.credit.saturating_sub(self.sent);
-        let wanted = self.window.chunk_bytes().min(self.chunk_bytes_max);
+        let wanted = self.window.chunk_bytes().min(self.chunk_bytes_max).min(self.pace.chunk_bytes());
         let room = self.window.room().min(credit);
         let least = u64::try_from(CHUNK_BYTES_LEAST).unwrap_or(u64::MAX).min(wanted);
         if room < least {
