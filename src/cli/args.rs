@@ -56,11 +56,19 @@ pub enum Item {
 
 #[derive(Debug)]
 pub struct ServerOrder {
-    pub listen: String,
+    pub listen: Listen,
     pub port_file: Option<PathBuf>,
     pub config: Config,
     pub exec: Option<PathBuf>,
     pub output: Output,
+}
+
+/// Where a server takes its connections from.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Listen {
+    On(String),
+    /// Standard input, which listens already.
+    Stdin,
 }
 
 /// How much is said, and in which form.
@@ -241,7 +249,11 @@ fn server(given: &Given, environment: &Environment) -> Result<ServerOrder, Usage
         &mut config.max_clients,
         given.value("max-clients", |text| text.parse().ok().filter(|&clients: &usize| clients > 0))?,
     );
-    let listen = given.value("listen", not_empty)?.unwrap_or_else(|| format!(":{}", config::DEFAULT_PORT));
+    let listen = match given.value("listen", not_empty)? {
+        Some(address) if address == "-" => Listen::Stdin,
+        Some(address) => Listen::On(address),
+        None => Listen::On(format!(":{}", config::DEFAULT_PORT)),
+    };
     let port_file = given.value("port-file", not_empty)?.map(PathBuf::from);
     Ok(ServerOrder { listen, port_file, config, exec: exec(given)?, output: output(given)? })
 }

@@ -72,14 +72,15 @@ fn every_option_reaches_the_configuration() {
     assert_eq!(client_order(&["--retry", "0"]).config.retry, Retry::For(Duration::ZERO));
     assert_eq!(client_order(&["--retry", "forever"]).config.retry, Retry::Forever);
     let server = server_order(&["--listen", "[::1]:0", "--port-file", "p", "--no-relay", "--max-clients", "5"]);
-    assert_eq!((server.listen.as_str(), server.port_file), ("[::1]:0", Some("p".into())));
+    assert_eq!((server.listen, server.port_file), (Listen::On("[::1]:0".into()), Some("p".into())));
+    assert_eq!(server_order(&["--listen", "-"]).listen, Listen::Stdin);
     assert_eq!((server.config.relay, server.config.max_clients), (false, 5));
 }
 
 #[test]
 fn what_is_not_given_is_the_default() {
     let server = server_order(&[]);
-    assert_eq!((server.listen.as_str(), server.port_file), (":7117", None));
+    assert_eq!((server.listen, server.port_file), (Listen::On(":7117".into()), None));
     assert!(server.config.relay && server.config.fsync && server.config.dir.is_none() && server.exec.is_none());
     assert_eq!(server.config.limit_rate, None);
     assert_eq!(server.output, Output { json: false, level: Level::Notice });

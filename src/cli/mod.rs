@@ -34,6 +34,9 @@ use feed::Feed;
 use options::{Side, Usage};
 use print::{Printer, Run};
 
+const NOT_LISTENING: &str =
+    "--listen - takes a listening TCP socket as standard input (systemd: StandardInput=socket, inetd: wait)";
+
 /// Does what the command line says, and ends the process.
 pub fn main() -> ! {
     let mut arguments = env::args_os();
@@ -96,6 +99,7 @@ fn explain(side: Side, error: &Error) -> String {
     };
     match error {
         Error::Argument { what: "address", got, .. } => Usage::value(side, long, got).to_string(),
+        Error::Argument { what: "listener", .. } => Usage::new(Some(side), NOT_LISTENING).to_string(),
         error => error.to_string(),
     }
 }
