@@ -16,7 +16,7 @@ use crate::hub::{check_text, encode_text, event_of, introduction, offered_name, 
 use crate::name::{Nickname, SafePath};
 use crate::session::{greet_as_client, Handled, Hooks, Mailbox, Owner, Session, SessionContext};
 use crate::storage::{Store, Stream};
-use crate::transfer::{Budget, Holders, InboundContext, TransferId, TransferIds};
+use crate::transfer::{Budget, Holders, InboundContext, Pace, TransferId, TransferIds};
 use crate::wire::{self, Presence, RunId};
 use crate::worker::{spawn, Lock};
 
@@ -69,8 +69,9 @@ impl Client {
         let ids = Arc::new(TransferIds::default());
         let mailbox = Mailbox::new(
             Arc::clone(&ids),
+            Arc::new(Pace::new(config.limit_rate)),
             move |report| texts.push(Event::from(report)),
-            move |report| files.push(event_of(report, None)),
+            move |report| files.push(event_of(report, None, None)),
         );
         let run = random_run()?;
         let link = Link {
@@ -321,14 +322,15 @@ impl Shared {
         let conn = Arc::new(dial(&self.name, &addresses, self.config.connect_timeout)?);
         let me = introduction(self.run, &self.config, self.store.is_some());
         let (peer, nickname, reader) = greet_as_client(&conn, &me)?;
-        let owner = Arc::new(ClientOwner { shared: Weak::clone(&self.this) });
+        let address = conn.peer_addr();
+        let owner = Arc::new(ClientOwner { shared: Weak::clone(&self.this), address });
         let (shared, events) = (Arc::clone(self), self.events.clone());
         let inbound = Box::new(move |hooks: Hooks| InboundContext {
             store: shared.store.clone(),
             budget: Arc::clone(&shared.budget),
             holders: Arc::clone(&shared.holders),
             pulse: hooks.pulse,
-            report: Arc::new(move |report| events.push(event_of(report, None))),
+            report: Arc::new(move |report| events.push(event_of(report, None, Some(address)))),
             wake: hooks.wake,
             violated: hooks.violated,
             ids: Arc::clone(&shared.ids),
@@ -413,6 +415,8 @@ impl Shared {
 /// Takes what the session brings to the client.
 struct ClientOwner {
     shared: Weak<Shared>,
+    /// The server's.
+    address: SocketAddr,
 }
 
 impl Owner for ClientOwner {
@@ -426,7 +430,8 @@ impl Owner for ClientOwner {
         }
         shared.link.take().seen.remember(text.run, text.sequence);
         let private = text.to.is_some();
-        shared.events.push(Event::Text(Text { from: text.from, private, text: text.text, handled }));
+        let (from, address) = (text.from, self.address);
+        shared.events.push(Event::Text(Text { from, address, private, text: text.text, handled }));
         Ok(())
     }
 

@@ -94,6 +94,13 @@ pub const OUTBOX_BYTES_SLOW: usize = 256 * KIB;
 /// How long a reader may leave `OUTBOX_BYTES_SLOW` waiting.
 pub const OUTBOX_SLOW_AFTER: Duration = Duration::from_secs(10);
 
+/// The least [`Config::limit_rate`], bytes a second: below it a chunk's head is a fifth of it.
+pub const LIMIT_RATE_LEAST: u64 = 1024;
+/// Chunks a second under [`Config::limit_rate`], at least: so short are the bursts that others on the line see.
+pub const LIMIT_RATE_CHUNKS: u64 = 8;
+/// What a chunk that left late may make up for.
+pub const LIMIT_RATE_BURST: Duration = Duration::from_millis(100);
+
 // Time.
 
 /// A whole hello; slow phones on slow links make it in 3.
@@ -144,6 +151,15 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 pub const ACCEPT_PAUSE_FIRST: Duration = Duration::from_millis(50);
 /// Pause after accept had no descriptor or memory, at last.
 pub const ACCEPT_PAUSE_LONGEST: Duration = Duration::from_secs(1);
+
+// `--exec`.
+
+/// Programs that run at once: a small board's processors.
+pub const EXEC_AT_ONCE: usize = 4;
+/// Runs that wait for their turn; each holds a text at most, 4 MiB in all.
+pub const EXEC_WAITING_MAX: usize = 64;
+/// A run that takes longer is killed: a handful of those would hold up all others.
+pub const EXEC_TIMEOUT: Duration = Duration::from_secs(60);
 
 // Many peers.
 
@@ -218,6 +234,8 @@ pub struct Config {
     pub keep_partials: Duration,
     /// Sync files and directories before they are acknowledged; without it receipts say `durable: false`.
     pub fsync: bool,
+    /// How much file data is sent, in bytes a second over all connections; at least 1024. Texts are never held back.
+    pub limit_rate: Option<u64>,
     /// How much received text may wait in the event queue, in bytes; also set by `set_read_buffer_size`.
     pub read_buffer_bytes: usize,
     /// A client: one try to connect.
@@ -251,6 +269,7 @@ impl Default for Config {
             max_clients: MAX_CLIENTS,
             keep_partials: KEEP_PARTIALS,
             fsync: true,
+            limit_rate: None,
             read_buffer_bytes: READ_QUEUE_BYTES,
             connect_timeout: CONNECT_TIMEOUT,
             retry: Retry::Default,

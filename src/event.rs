@@ -124,6 +124,8 @@ pub struct PeerInfo {
 pub struct Text {
     /// Who said it; `None`: the server itself.
     pub from: Option<Nickname>,
+    /// The other end of the connection that brought it: the peer's address on a server, the server's on a client.
+    pub address: SocketAddr,
     /// Whether it was for us alone.
     pub private: bool,
     /// The text, exactly as it was said. Escape it before a terminal sees it.
@@ -255,8 +257,10 @@ impl From<TextReport> for Event {
 
 impl fmt::Debug for Text {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Text { from, private, text, .. } = self;
-        f.debug_struct("Text").field("from", from).field("private", private).field("text", text).finish_non_exhaustive()
+        let Text { from, address, private, text, .. } = self;
+        let mut shown = f.debug_struct("Text");
+        shown.field("from", from).field("address", address).field("private", private).field("text", text);
+        shown.finish_non_exhaustive()
     }
 }
 
@@ -296,7 +300,8 @@ mod tests {
         let (sender, receiver) = std::sync::mpsc::channel();
         let handled = Handled::new(move || sender.send(()).unwrap());
         assert!(events.has_room_for_text(1000));
-        events.push(Event::Text(Text { from: None, private: false, text: "hello".into(), handled }));
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        events.push(Event::Text(Text { from: None, address, private: false, text: "hello".into(), handled }));
         assert!(!events.has_room_for_text(1));
         let text = events.next(None).unwrap();
         assert!(receiver.try_recv().is_err());

@@ -30,7 +30,7 @@
 //!
 //! | `QTcpServer`, `QTcpSocket` | here |
 //! | --- | --- |
-//! | `listen(address, port)`; port 0 | [`Server::bind`] |
+//! | `listen(address, port)`; port 0; `setSocketDescriptor` | [`Server::bind`]; [`Server::from_listener`] |
 //! | `isListening`, `serverAddress`, `serverPort`, `close` | [`Server::is_listening`], [`Server::server_address`], [`Server::server_port`], [`Server::close`] |
 //! | `nextPendingConnection`, `waitForNewConnection(msec, &timedOut)` | [`Server::next_pending_connection`], [`Server::wait_for_new_connection`], whose [`Error::Timeout`] is told from an error |
 //! | `newConnection`, `acceptError`, `errorString` | [`Event::PeerConnected`], [`Event::AcceptError`]; every [`Error`] displays well |

@@ -3,7 +3,7 @@
 //! It owns the listener and its thread; everything between peers is `hub`'s.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -41,6 +41,20 @@ impl Server {
         let address = Address::parse(address)?;
         let hub = Hub::new(config)?;
         let listener = Listener::bind(&address)?;
+        Server::start(hub, listener)
+    }
+
+    /// Takes peers in from a socket that listens already, such as one from a service manager. [`Server::close`] leaves it
+    /// open for whoever holds it too.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when it is no listening TCP socket, [`Error::System`], [`Error::File`] for [`Config::dir`].
+    pub fn from_listener(listener: TcpListener, config: Config) -> Result<Server> {
+        let listener = Listener::adopt(listener)?;
+        Server::start(Hub::new(config)?, listener)
+    }
+
+    fn start(hub: Arc<Hub>, listener: Listener) -> Result<Server> {
         let shared = Arc::new(Shared { hub, listener, listening: AtomicBool::new(true) });
         let accepting = Arc::clone(&shared);
         spawn("accept", move || accepting.accept()).map_err(Error::system("start a thread"))?;

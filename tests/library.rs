@@ -263,3 +263,25 @@ fn the_examples_talk_to_each_other() {
     assert!(lines.any(|line| line.is_ok_and(|line| line == "text: hello")));
     assert_eq!(std::fs::read("Cargo.toml").unwrap(), std::fs::read(inbox.path().join("Cargo.toml")).unwrap());
 }
+
+#[test]
+fn a_closed_server_leaves_a_listener_that_it_was_given_to_others() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = Server::from_listener(listener.try_clone().unwrap(), Config::default()).unwrap();
+    assert_eq!(server.local_addr(), address);
+    let client = connect(&server, Config::default());
+    server.close();
+    assert!(!server.is_listening());
+    let late = std::net::TcpStream::connect(address).unwrap();
+    let (taken, _) = listener.accept().unwrap();
+    assert_eq!(taken.peer_addr().unwrap(), late.local_addr().unwrap());
+    assert_eq!(client.state(), State::Connected);
+    // With the last who holds it the socket is gone: no thread still waits on it.
+    drop((server, listener));
+    let deadline = Instant::now() + WAIT;
+    while std::net::TcpListener::bind(address).is_err() {
+        assert!(Instant::now() < deadline, "somebody holds the listener");
+        std::thread::yield_now();
+    }
+}

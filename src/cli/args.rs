@@ -32,6 +32,7 @@ pub struct ClientOrder {
     pub address: String,
     pub run: ClientRun,
     pub config: Config,
+    pub exec: Option<PathBuf>,
     pub output: Output,
 }
 
@@ -62,10 +63,19 @@ pub enum Item {
 
 #[derive(Debug)]
 pub struct ServerOrder {
-    pub listen: String,
+    pub listen: Listen,
     pub port_file: Option<PathBuf>,
     pub config: Config,
+    pub exec: Option<PathBuf>,
     pub output: Output,
+}
+
+/// Where a server takes its connections from.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Listen {
+    On(String),
+    /// Standard input, which listens already.
+    Stdin,
 }
 
 /// How much is said, and in which form.
@@ -84,6 +94,17 @@ pub enum Level {
     Detail,
     /// With `-vv`.
     Trace,
+}
+
+impl Order {
+    /// The program of `--exec`, and whose.
+    pub fn exec(&self) -> Option<(Side, &Path)> {
+        match self {
+            Order::Client(order) => Some((Side::Client, order.exec.as_deref()?)),
+            Order::Server(order) => Some((Side::Server, order.exec.as_deref()?)),
+            Order::Help(_) | Order::Version => None,
+        }
+    }
 }
 
 /// Reads a whole command line; `program` is its word 0.
@@ -152,6 +173,7 @@ impl Given {
 
 fn client(given: &Given, environment: &Environment) -> Result<ClientOrder, Usage> {
     let mut config = common(given, environment)?;
+    let exec = exec(given)?;
     let run = client_run(given)?;
     config.join_room = !matches!(run, ClientRun::Job(_));
     if matches!(run, ClientRun::Stay { .. }) {
@@ -166,7 +188,7 @@ fn client(given: &Given, environment: &Environment) -> Result<ClientOrder, Usage
     let Some(address) = given.value("to", not_empty)?.or(variable) else {
         return Err(given.wrong("--to HOST[:PORT] is missing, and there is no POSTWIRE_TO"));
     };
-    Ok(ClientOrder { address, run, config, output: output(given)? })
+    Ok(ClientOrder { address, run, config, exec, output: output(given)? })
 }
 
 fn client_run(given: &Given) -> Result<ClientRun, Usage> {
@@ -251,9 +273,13 @@ fn server(given: &Given, environment: &Environment) -> Result<ServerOrder, Usage
         &mut config.max_clients,
         given.value("max-clients", |text| text.parse().ok().filter(|&clients: &usize| clients > 0))?,
     );
-    let listen = given.value("listen", not_empty)?.unwrap_or_else(|| format!(":{}", config::DEFAULT_PORT));
+    let listen = match given.value("listen", not_empty)? {
+        Some(address) if address == "-" => Listen::Stdin,
+        Some(address) => Listen::On(address),
+        None => Listen::On(format!(":{}", config::DEFAULT_PORT)),
+    };
     let port_file = given.value("port-file", not_empty)?.map(PathBuf::from);
-    Ok(ServerOrder { listen, port_file, config, output: output(given)? })
+    Ok(ServerOrder { listen, port_file, config, exec: exec(given)?, output: output(given)? })
 }
 
 /// What both subcommands have.
@@ -270,8 +296,13 @@ fn common(given: &Given, environment: &Environment) -> Result<Config, Usage> {
     set(&mut config.max_file, given.value("max-file", units::size)?);
     set(&mut config.min_free, given.value("min-free", units::size)?);
     set(&mut config.max_memory, given.value("max-memory", memory)?);
+    config.limit_rate = given.value("limit-rate", limit_rate)?;
     set(&mut config.keep_partials, given.value("keep-partials", units::time)?);
     Ok(config)
+}
+
+fn exec(given: &Given) -> Result<Option<PathBuf>, Usage> {
+    Ok(given.value("exec", not_empty)?.map(PathBuf::from))
 }
 
 fn output(given: &Given) -> Result<Output, Usage> {
@@ -322,6 +353,10 @@ fn if_exists(text: &str) -> Option<IfExists> {
 fn memory(text: &str) -> Option<usize> {
     let bytes = usize::try_from(units::size(text)?).ok()?;
     (bytes >= config::MAX_MEMORY_BYTES_LEAST).then_some(bytes)
+}
+
+fn limit_rate(text: &str) -> Option<u64> {
+    units::size(text).filter(|&rate| rate >= config::LIMIT_RATE_LEAST)
 }
 
 fn retry(text: &str) -> Option<Retry> {

@@ -55,7 +55,7 @@ fn without_a_subcommand_there_is_help_and_version() {
 
 #[test]
 fn every_option_reaches_the_configuration() {
-    let words = "--dir d --nick b7 --if-exists refuse --max-file 1k --min-free 2k --max-memory 3M --keep-partials 1h --no-fsync";
+    let words = "--dir d --nick b7 --if-exists refuse --max-file 1k --min-free 2k --max-memory 3M --keep-partials 1h --no-fsync --limit-rate 2M";
     let words: Vec<&str> = words.split(' ').collect();
     for config in [client_order(&words).config, server_order(&words).config] {
         assert_eq!(config.dir, Some("d".into()));
@@ -63,21 +63,26 @@ fn every_option_reaches_the_configuration() {
         assert_eq!(config.if_exists, IfExists::Refuse);
         assert_eq!((config.max_file, config.min_free, config.max_memory), (1024, 2048, 3 << 20));
         assert_eq!((config.keep_partials, config.fsync), (Duration::from_secs(3600), false));
+        assert_eq!(config.limit_rate, Some(2 << 20));
     }
+    assert_eq!(client_order(&["--exec", "p"]).exec, Some("p".into()));
+    assert_eq!(server_order(&["--exec", "p"]).exec, Some("p".into()));
     let config = client_order(&["--connect-timeout", "5", "--retry", "2m"]).config;
     assert_eq!((config.connect_timeout, config.retry), (Duration::from_secs(5), Retry::For(Duration::from_secs(120))));
     assert_eq!(client_order(&["--retry", "0"]).config.retry, Retry::For(Duration::ZERO));
     assert_eq!(client_order(&["--retry", "forever"]).config.retry, Retry::Forever);
     let server = server_order(&["--listen", "[::1]:0", "--port-file", "p", "--no-relay", "--max-clients", "5"]);
-    assert_eq!((server.listen.as_str(), server.port_file), ("[::1]:0", Some("p".into())));
+    assert_eq!((server.listen, server.port_file), (Listen::On("[::1]:0".into()), Some("p".into())));
+    assert_eq!(server_order(&["--listen", "-"]).listen, Listen::Stdin);
     assert_eq!((server.config.relay, server.config.max_clients), (false, 5));
 }
 
 #[test]
 fn what_is_not_given_is_the_default() {
     let server = server_order(&[]);
-    assert_eq!((server.listen.as_str(), server.port_file), (":7117", None));
-    assert!(server.config.relay && server.config.fsync && server.config.dir.is_none());
+    assert_eq!((server.listen, server.port_file), (Listen::On(":7117".into()), None));
+    assert!(server.config.relay && server.config.fsync && server.config.dir.is_none() && server.exec.is_none());
+    assert_eq!(server.config.limit_rate, None);
     assert_eq!(server.output, Output { json: false, level: Level::Notice });
     let client = client_order(&[]);
     assert_eq!((client.address.as_str(), client.config.retry), ("h", Retry::Default));
@@ -94,6 +99,9 @@ fn a_bad_value_names_the_option_and_what_it_takes() {
         ("--if-exists", "ask"),
         ("--nick", "a b"),
         ("--dir", ""),
+        ("--exec", ""),
+        ("--limit-rate", "1023"),
+        ("--limit-rate", "fast"),
     ];
     for side in ["client", "server"] {
         for (option, value) in bad {

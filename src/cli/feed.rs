@@ -5,6 +5,7 @@
 //! waiting texts stays a bound.
 
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,7 +34,11 @@ pub struct Feed {
     sender: SyncSender<Happening>,
     receiver: Receiver<Happening>,
     deadline: Option<Instant>,
+    at_signal: Arc<OnceLock<AtSignal>>,
 }
+
+/// See [`Feed::at_signal`].
+type AtSignal = Box<dyn Fn() + Send + Sync>;
 
 /// Lets standard input be read line by line, as the run has room for the next.
 pub struct Gate(mpsc::Sender<()>);
@@ -43,17 +48,25 @@ impl Feed {
     pub fn new() -> Result<Feed> {
         let (sender, receiver) = mpsc::sync_channel(0);
         let mut watch = Watch::start().map_err(|source| Error::System { action: "watch signals", source })?;
-        let feed = Feed { sender, receiver, deadline: None };
-        let sender = feed.sender.clone();
+        let feed = Feed { sender, receiver, deadline: None, at_signal: Arc::default() };
+        let (sender, at_signal) = (feed.sender.clone(), Arc::clone(&feed.at_signal));
         spawn("signals", move || {
             let Some(signal) = watch.first() else { return };
             // The run may be stuck in a write and never take the first signal: that must not keep the second from working.
             let _ = spawn("first signal", move || {
+                if let Some(at_signal) = at_signal.get() {
+                    at_signal();
+                }
                 let _ = sender.send(Happening::Signal(signal));
             });
             watch.let_next_end();
         })?;
         Ok(feed)
+    }
+
+    /// What to do at the first signal, at once: the run may be waiting for something that this ends.
+    pub fn at_signal(&self, what: impl Fn() + Send + Sync + 'static) {
+        let _ = self.at_signal.set(Box::new(what));
     }
 
     /// Adds the events that `next` gives, until it gives none.
@@ -116,7 +129,8 @@ impl Gate {
     }
 }
 
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+/// Starts a thread.
+pub fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
     let started = thread::Builder::new().name(name.to_owned()).spawn(body);
     started.map(drop).map_err(|source| Error::System { action: "start a thread", source })
 }

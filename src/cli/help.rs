@@ -53,6 +53,11 @@ const UNITS: &str = "\
 SIZE is in bytes, or with k, M, G, T (1024). TIME is in seconds, or with ms, s, m, h, d.
 ";
 
+const EXEC: &str = "\
+PROGRAM finds RECEIVED_TYPE (file or text), RECEIVED_NAME, RECEIVED_PATH, RECEIVED_BYTES, RECEIVED_CRC32,
+RECEIVED_NICK and RECEIVED_ADDRESS in its environment, and a text on its standard input.
+";
+
 /// The help of one subcommand, or of the whole.
 pub fn text(side: Option<Side>) -> String {
     let (side, mut text, variables) = match side {
@@ -64,6 +69,7 @@ pub fn text(side: Option<Side>) -> String {
     side.rows().for_each(|row| push_line(&mut text, &option(row), 26, row.help));
     text.push('\n');
     text.push_str(UNITS);
+    text.push_str(EXEC);
     push_line(&mut text, "Environment:", 0, variables);
     text.push_str("\nExit codes:\n");
     exit::TABLE.iter().for_each(|(exit, means)| push_line(&mut text, &format!("{:>5}", exit.code()), 5, means));

@@ -6,6 +6,7 @@ use postwire::{
 };
 
 use super::args::Level;
+use super::exec::{Ended, Outcome};
 
 /// The line of an event, where it has one. A text has none here: it goes to standard output.
 pub fn event(event: &Event) -> Option<(Level, String)> {
@@ -49,6 +50,17 @@ pub fn unsendable(shown_path: &str, error: &Error) -> String {
         Error::File { .. } | Error::SourceChanged { .. } => error.to_string(),
         _ => format!("\"{shown_path}\": {error}"),
     }
+}
+
+/// The line of a program of `--exec` that has ended.
+pub fn exec_ended(ended: &Ended) -> (Level, String) {
+    let came = match &ended.came.file {
+        Some(name) => format!("\"{}\"", escape(name)),
+        None => "a text".to_owned(),
+    };
+    let level = if matches!(ended.outcome, Outcome::Code(0)) { Level::Detail } else { Level::Error };
+    let seconds = ended.elapsed.as_secs_f64();
+    (level, format!("program for {came} from {}: {}, {seconds:.1} s", ended.came.nick, ended.outcome))
 }
 
 /// The line of a text.
@@ -149,6 +161,7 @@ mod tests {
             transfer: 1,
             kind: Kind::File,
             peer: Nickname::parse(b"b7").ok(),
+            address: None,
             source: None,
             name: b"a.bin".to_vec(),
             stored: b"a.bin".to_vec(),

@@ -243,6 +243,7 @@ mod tests {
             direction: Direction::Outgoing,
             kind: Kind::File,
             peer: None,
+            address: None,
             source: None,
             name: Vec::new(),
             stored: Vec::new(),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use postwire::{escape, Direction, Error, Event, Kind, PeerInfo, Receipt, TransferFailure};
 
+use super::exec::{Ended, Outcome};
 use super::human;
 
 /// An object under way.
@@ -143,6 +144,17 @@ pub fn of_peer(kind: &str, peer: &PeerInfo) -> Object {
     object.text("address", &peer.address.to_string()).boolean("in_room", peer.in_room)
 }
 
+/// A program of `--exec` that has ended: with a code, or with an error that says why there is none.
+pub fn exec_ended(ended: &Ended) -> Object {
+    let object = Object::new("exec").text("received", if ended.came.file.is_some() { "file" } else { "text" });
+    let object = object.bytes("name", ended.came.file.as_deref().unwrap_or_default()).text("nick", &ended.came.nick);
+    let object = match &ended.outcome {
+        Outcome::Code(code) => object.number("code", code),
+        outcome => object.nullable("code", None).text("error", &outcome.to_string()),
+    };
+    object.seconds("seconds", ended.elapsed)
+}
+
 /// A file that will not be stored.
 pub fn failed(direction: Direction, name: &[u8], error: &Error) -> Object {
     let direction = match direction {
@@ -210,6 +222,7 @@ mod tests {
             transfer: 1,
             kind: Kind::File,
             peer: Nickname::parse(b"b7").ok(),
+            address: None,
             source: None,
             name: b"a.bin".to_vec(),
             stored: b"a-1.bin".to_vec(),

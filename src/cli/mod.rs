@@ -6,6 +6,7 @@
 mod args;
 mod chat;
 mod console;
+mod exec;
 mod exit;
 mod feed;
 mod help;
@@ -22,14 +23,19 @@ mod units;
 
 use std::env;
 use std::ffi::OsString;
+use std::path::Path;
 
-use postwire::{Client, Error, Result};
+use postwire::{Client, Config, Error, Result};
 
 use args::{ClientOrder, ClientRun, Environment, Order};
+use exec::Exec;
 use exit::Exit;
 use feed::Feed;
 use options::{Side, Usage};
 use print::{Printer, Run};
+
+const NOT_LISTENING: &str =
+    "--listen - takes a listening TCP socket as standard input (systemd: StandardInput=socket, inetd: wait)";
 
 /// Does what the command line says, and ends the process.
 pub fn main() -> ! {
@@ -39,6 +45,9 @@ pub fn main() -> ! {
     let environment = Environment { to: env::var_os("POSTWIRE_TO"), nick: env::var_os("POSTWIRE_NICK") };
     let order =
         args::read(&program, &arguments, &environment).unwrap_or_else(|usage| print::end_with(usage, Exit::Usage));
+    if let Err(usage) = order.exec().map_or(Ok(()), |(side, program)| exec::check(side, program)) {
+        print::end_with(usage, Exit::Usage);
+    }
     let (side, done) = match order {
         Order::Help(side) => help_and_end(&help::text(side)),
         Order::Version => help_and_end(help::VERSION),
@@ -59,7 +68,7 @@ fn help_and_end(text: &str) -> ! {
 fn client(order: ClientOrder) -> Result<Exit> {
     let mut feed = Feed::new()?;
     let run = if order.config.join_room { Run::Room } else { Run::Job };
-    let mut printer = Printer::new(order.output, run);
+    let mut printer = with_exec(Printer::new(order.output, run), order.exec.as_deref(), &order.config, &feed)?;
     let client = Client::connect(&order.address, order.config)?;
     let events = client.clone();
     feed.add_events(move || events.next_event(None))?;
@@ -72,6 +81,16 @@ fn client(order: ClientOrder) -> Result<Exit> {
     Ok(exit)
 }
 
+/// Lets a printer pass on what comes to the program of `--exec`, until a signal comes.
+fn with_exec(printer: Printer, exec: Option<&Path>, config: &Config, feed: &Feed) -> Result<Printer> {
+    let Some(program) = exec else { return Ok(printer) };
+    let output = printer.output();
+    let exec = Exec::start(program, config.dir.as_deref(), move |ended| print::exec_ended(output, ended))?;
+    let stopping = exec.clone();
+    feed.at_signal(move || stopping.stop());
+    Ok(printer.with_exec(exec))
+}
+
 /// An address that can't mean anything is wrong usage of the option that gave it.
 fn explain(side: Side, error: &Error) -> String {
     let long = match side {
@@ -80,6 +99,7 @@ fn explain(side: Side, error: &Error) -> String {
     };
     match error {
         Error::Argument { what: "address", got, .. } => Usage::value(side, long, got).to_string(),
+        Error::Argument { what: "listener", .. } => Usage::new(Some(side), NOT_LISTENING).to_string(),
         error => error.to_string(),
     }
 }

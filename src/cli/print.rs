@@ -11,6 +11,7 @@ use std::path::Path;
 use postwire::{escape_path, Direction, Error, Event, Nickname, PeerInfo};
 
 use super::args::{Level, Output};
+use super::exec::{Ended, Exec};
 use super::exit::Exit;
 use super::human;
 use super::json::{self, Object};
@@ -21,6 +22,7 @@ pub struct Printer {
     run: Run,
     /// A quiet job's first error, and how many came after it.
     held: Option<(String, usize)>,
+    exec: Option<Exec>,
 }
 
 /// What the printer speaks for.
@@ -42,13 +44,39 @@ pub fn print_help(text: &str) {
     to_stdout(text.trim_end_matches('\n'));
 }
 
+/// A program of `--exec` has ended. It is said at once and beside the run, which may be waiting for just that.
+pub fn exec_ended(output: Output, ended: &Ended) {
+    let (level, line) = human::exec_ended(ended);
+    if output.json {
+        to_stdout(&json::exec_ended(ended).line());
+    } else if level <= output.level {
+        to_stderr(&line);
+    }
+}
+
 impl Printer {
     pub fn new(output: Output, run: Run) -> Printer {
-        Printer { output, run, held: None }
+        Printer { output, run, held: None, exec: None }
+    }
+
+    /// Passes on what comes to a program too, after it was said.
+    pub fn with_exec(self, exec: Exec) -> Printer {
+        Printer { exec: Some(exec), ..self }
+    }
+
+    pub fn output(&self) -> Output {
+        self.output
     }
 
     /// Says what there is to say about an event.
     pub fn event(&mut self, event: &Event) {
+        self.say_event(event);
+        if let Some(exec) = &self.exec {
+            exec.hear(event);
+        }
+    }
+
+    fn say_event(&mut self, event: &Event) {
         if self.output.json {
             if let Some(line) = json::event(event) {
                 to_stdout(&line);
@@ -112,8 +140,11 @@ impl Printer {
         self.say(Level::Error, &format!("postwire: {line}"));
     }
 
-    /// Says what a quiet job held back: one line for all that went wrong.
+    /// Waits for the programs that run, and says what a quiet job held back: one line for all that went wrong.
     pub fn finish(&mut self) {
+        if let Some(exec) = &self.exec {
+            exec.finish();
+        }
         match self.held.take() {
             Some((line, 0)) => to_stderr(&line),
             Some((line, more)) => to_stderr(&format!("{line} (and {more} more)")),

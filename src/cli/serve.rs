@@ -1,37 +1,49 @@
 //! The run of a server: it prints what happens and does what its console says, until it is told to stop.
 
 use std::fs;
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use postwire::{Error, Nickname, Refusal, Result, Server};
 use signal_hook::consts::SIGINT;
 
-use super::args::ServerOrder;
+use super::args::{Listen, ServerOrder};
 use super::console::{self, Command};
 use super::exit::Exit;
 use super::feed::{Feed, Gate, Happening};
 use super::input::Line;
 use super::options::Side;
 use super::print::{Printer, Run};
+use super::with_exec;
 
 struct Serve {
     server: Server,
     printer: Printer,
-    gate: Gate,
+    /// Of the console, where there is one.
+    gate: Option<Gate>,
 }
 
 /// Serves until a signal or `/quit`.
 pub fn run(order: ServerOrder) -> Result<Exit> {
     let mut feed = Feed::new()?;
     let mut printer = Printer::new(order.output, Run::Server);
-    let server = Server::bind(&order.listen, order.config)?;
+    printer = with_exec(printer, order.exec.as_deref(), &order.config, &feed)?;
+    let server = match &order.listen {
+        Listen::On(address) => Server::bind(address, order.config)?,
+        Listen::Stdin => Server::from_listener(stdin_listener()?, order.config)?,
+    };
     printer.listening(server.local_addr());
     if let Some(path) = &order.port_file {
         write_port_file(path, server.server_port())?;
     }
     let events = server.clone();
     feed.add_events(move || events.next_event(None))?;
-    let gate = feed.add_input()?;
+    let gate = match order.listen {
+        Listen::On(_) => Some(feed.add_input()?),
+        Listen::Stdin => None,
+    };
     let mut serve = Serve { server, printer, gate };
     let mut exit = None;
     loop {
@@ -42,7 +54,7 @@ pub fn run(order: ServerOrder) -> Result<Exit> {
             }
             Happening::Line(line) => {
                 if !serve.line(line) {
-                    serve.gate.open();
+                    serve.gate.iter().for_each(Gate::open);
                     continue;
                 }
                 Exit::Done
@@ -51,7 +63,10 @@ pub fn run(order: ServerOrder) -> Result<Exit> {
             Happening::Signal(SIGINT) => Exit::Signal(SIGINT),
             Happening::Signal(_) => Exit::Done,
             // Before we stopped it there is no end; if there is one, it is a failure.
-            Happening::EventsEnded | Happening::TimeUp => return exit.ok_or(Error::Closed),
+            Happening::EventsEnded | Happening::TimeUp => {
+                serve.printer.finish();
+                return exit.ok_or(Error::Closed);
+            }
         };
         exit = Some(stop);
         serve.printer.notice("stopping: open transfers get 10 s, a second signal ends them");
@@ -109,6 +124,12 @@ fn nobody(error: &Error, to: Option<&Nickname>) -> Option<String> {
         (Error::Refused(Refusal::Nobody), Some(to)) => Some(format!("nobody is called {to}")),
         _ => None,
     }
+}
+
+/// Standard input as a socket; whether it is one is found out by whoever uses it.
+fn stdin_listener() -> Result<TcpListener> {
+    let stdin = io::stdin().as_fd().try_clone_to_owned();
+    stdin.map(TcpListener::from).map_err(|source| Error::System { action: "open standard input", source })
 }
 
 /// Whoever waits for the file finds it whole or not at all.

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use postwire::{Client, Event, Receipt, State};
+use postwire::{Client, Event, Kind, Receipt, State};
 use signal_hook::consts::SIGINT;
 
 use super::exit::Exit;
@@ -33,7 +33,7 @@ pub fn run(client: &Client, count: Option<u64>, feed: &mut Feed, printer: &mut P
                 left = left.map(|left| {
                     let is_item = match &event {
                         Event::Text(_) => true,
-                        Event::Received(receipt) => counted.is_new(receipt),
+                        Event::Received(receipt) => receipt.kind != Kind::Directory && counted.is_new(receipt),
                         _ => false,
                     };
                     left.saturating_sub(u64::from(is_item))
@@ -98,7 +98,7 @@ fn ended(event: &Event, printer: &mut Printer) -> Exit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use postwire::{Direction, Kind};
+    use postwire::Direction;
     use std::time::Duration;
 
     #[test]
@@ -108,6 +108,7 @@ mod tests {
             transfer: 1,
             kind: Kind::File,
             peer: None,
+            address: None,
             source: None,
             name: b"a".to_vec(),
             stored: b"a".to_vec(),

@@ -2,7 +2,10 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 
+use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags};
+use rustix::net::sockopt::socket_acceptconn;
 use rustix::net::{
     bind, ipproto, listen, shutdown, socket_with, sockopt, AddressFamily, Shutdown, SocketFlags, SocketType,
 };
@@ -15,6 +18,8 @@ use crate::error::{Error, Result};
 pub(crate) struct Listener {
     listener: TcpListener,
     address: SocketAddr,
+    /// Of a socket that others hold too: readable when it is to be left alone.
+    leave: Option<OwnedFd>,
 }
 
 impl Listener {
@@ -39,12 +44,41 @@ impl Listener {
         };
         let listener = listener.map_err(Error::system("listen"))?;
         let address = listener.local_addr().map_err(Error::system("listen"))?;
-        Ok(Listener { listener, address })
+        Ok(Listener { listener, address, leave: None })
+    }
+
+    /// Takes connections from a socket that listens already and that others go on with afterwards.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when it is something else, [`Error::System`].
+    pub(crate) fn adopt(listener: TcpListener) -> Result<Listener> {
+        let address = listener.local_addr().ok().filter(|_| socket_acceptconn(&listener) == Ok(true));
+        let Some(address) = address else {
+            let got = "something else".to_owned();
+            return Err(Error::Argument { what: "listener", got, expected: "a listening TCP socket" });
+        };
+        // Another process may take a connection between the poll and the accept.
+        listener.set_nonblocking(true).map_err(Error::system("listen"))?;
+        let leave = eventfd(0, EventfdFlags::CLOEXEC).map_err(Error::system("listen"))?;
+        Ok(Listener { listener, address, leave: Some(leave) })
     }
 
     /// Waits for the next connection.
     pub(crate) fn accept(&self) -> io::Result<TcpStream> {
-        self.listener.accept().map(|(stream, _)| stream)
+        loop {
+            if let Some(leave) = &self.leave {
+                let mut wanted = [PollFd::new(leave, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
+                poll(&mut wanted, None)?;
+                let [leave, _] = wanted;
+                if !leave.revents().is_empty() {
+                    return Err(io::ErrorKind::NotConnected.into());
+                }
+            }
+            match self.listener.accept() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return result.map(|(stream, _)| stream),
+            }
+        }
     }
 
     /// The address listened on.
@@ -54,7 +88,11 @@ impl Listener {
 
     /// Makes [`Listener::accept`] fail, now and from now on.
     pub(crate) fn close(&self) {
-        let _ = shutdown(&self.listener, Shutdown::Both);
+        // A shutdown would end it for all who hold it.
+        let _ = match &self.leave {
+            Some(leave) => rustix::io::write(leave, &1_u64.to_ne_bytes()).map(drop),
+            None => shutdown(&self.listener, Shutdown::Both),
+        };
     }
 }
 

@@ -7,7 +7,7 @@ mod member;
 mod seen;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::{IpAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ use crate::session::{
     greet_as_server, refuse, welcome, FrameReader, Handled, Mailbox, MakeInbound, Session, SessionContext,
 };
 use crate::storage::{Named, Store};
-use crate::transfer::{Budget, Holders, InboundContext, Report, TransferId, TransferIds};
+use crate::transfer::{Budget, Holders, InboundContext, Pace, Report, TransferId, TransferIds};
 use crate::wire::{self, Message, Presence, RunId};
 use crate::worker::Lock;
 use member::{Member, MemberOwner};
@@ -40,6 +40,7 @@ pub(crate) struct Hub {
     budget: Arc<Budget>,
     holders: Arc<Holders>,
     ids: Arc<TransferIds>,
+    pace: Arc<Pace>,
     state: Mutex<State>,
     /// Wakes who waits for a new peer, or for the last to leave.
     changed: Condvar,
@@ -78,6 +79,7 @@ impl Hub {
             budget: Arc::new(Budget::new(receive_budget(&config))),
             holders: Arc::default(),
             ids: Arc::default(),
+            pace: Arc::new(Pace::new(config.limit_rate)),
             state: Mutex::default(),
             changed: Condvar::new(),
             config,
@@ -155,7 +157,7 @@ impl Hub {
             let address = conn.peer_addr();
             let info = PeerInfo { id: state.last_member, nickname, address, in_room: peer.in_room };
             let owner = Arc::new(MemberOwner { hub: Arc::clone(self), info: info.clone() });
-            let inbound = self.inbound(info.nickname.clone());
+            let inbound = self.inbound(info.nickname.clone(), address);
             let context = SessionContext { mailbox, owner, inbound };
             let session = Session::new(Arc::clone(conn), peer, context);
             state.members.insert(info.id, Member { info: info.clone(), session: Arc::clone(&session) });
@@ -313,7 +315,8 @@ impl Hub {
         }
         self.state.take().seen.remember(carried.run, carried.sequence);
         let private = carried.to.is_some();
-        let text = crate::event::Text { from: carried.from, private, text: carried.text, handled };
+        let (from, address) = (carried.from, info.address);
+        let text = crate::event::Text { from, address, private, text: carried.text, handled };
         self.events.push(Event::Text(text));
         Ok(())
     }
@@ -337,12 +340,13 @@ impl Hub {
     fn new_mailbox(self: &Arc<Self>, nickname: Nickname) -> Arc<Mailbox> {
         let (texts, files) = (self.events.clone(), self.events.clone());
         let text_report = move |report| texts.push(Event::from(report));
-        let ids = Arc::clone(&self.ids);
-        Arc::new(Mailbox::new(ids, text_report, move |report| files.push(event_of(report, Some(&nickname)))))
+        let file_report = move |report| files.push(event_of(report, Some(&nickname), None));
+        let (ids, pace) = (Arc::clone(&self.ids), Arc::clone(&self.pace));
+        Arc::new(Mailbox::new(ids, pace, text_report, file_report))
     }
 
     /// How the files of one peer come in.
-    fn inbound(self: &Arc<Self>, nickname: Nickname) -> MakeInbound {
+    fn inbound(self: &Arc<Self>, nickname: Nickname, address: SocketAddr) -> MakeInbound {
         let hub = Arc::clone(self);
         Box::new(move |hooks| {
             let events = hub.events.clone();
@@ -351,7 +355,7 @@ impl Hub {
                 budget: Arc::clone(&hub.budget),
                 holders: Arc::clone(&hub.holders),
                 pulse: hooks.pulse,
-                report: Arc::new(move |report| events.push(event_of(report, Some(&nickname)))),
+                report: Arc::new(move |report| events.push(event_of(report, Some(&nickname), Some(address)))),
                 wake: hooks.wake,
                 violated: hooks.violated,
                 ids: Arc::clone(&hub.ids),
@@ -467,12 +471,13 @@ pub(crate) fn check_text(text: &str) -> Result<()> {
 }
 
 /// A transfer's report as the application hears it.
-pub(crate) fn event_of(report: Report, peer: Option<&Nickname>) -> Event {
+pub(crate) fn event_of(report: Report, peer: Option<&Nickname>, address: Option<SocketAddr>) -> Event {
     use crate::transfer::Direction;
     match report {
         Report::Progress(progress) => Event::Progress(progress),
         Report::Stored(mut receipt) => {
             receipt.peer = peer.cloned();
+            receipt.address = address;
             match receipt.direction {
                 Direction::Outgoing => Event::Sent(receipt),
                 Direction::Incoming => Event::Received(receipt),

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use super::texts::Texts;
 use crate::error::Refusal;
-use crate::transfer::{Outbound, Report, TransferIds};
+use crate::transfer::{Outbound, Pace, Report, TransferIds};
 use crate::wire;
 use crate::worker::Lock;
 
@@ -33,10 +33,12 @@ struct Link {
 impl Mailbox {
     pub(crate) fn new(
         ids: Arc<TransferIds>,
+        pace: Arc<Pace>,
         text_report: impl Fn(TextReport) + Send + Sync + 'static,
         report: impl Fn(Report) + Send + Sync + 'static,
     ) -> Mailbox {
-        Mailbox { texts: Texts::new(text_report), files: Arc::new(Outbound::new(ids, report)), link: Mutex::default() }
+        let files = Arc::new(Outbound::new(ids, pace, report));
+        Mailbox { texts: Texts::new(text_report), files, link: Mutex::default() }
     }
 
     /// A connection stands; gives the number that stands for it.

@@ -233,12 +233,18 @@ impl Session {
         turn.taken = false;
         turn.writer_waits = true;
         loop {
+            let at_most = self.mailbox.files.pause().unwrap_or(IDLE_THREAD).min(IDLE_THREAD);
             let (next, timeout) = self
                 .work
-                .wait_timeout_while(turn, IDLE_THREAD, |turn| turn.writer_waits && !turn.ended)
+                .wait_timeout_while(turn, at_most, |turn| turn.writer_waits && !turn.ended)
                 .unwrap_or_else(PoisonError::into_inner);
             turn = next;
             if !turn.writer_waits {
+                return true;
+            }
+            // The end of a pause wakes nobody.
+            if !turn.ended && !turn.taken && self.wants_writer(&turn) {
+                (turn.taken, turn.writer_waits) = (true, false);
                 return true;
             }
             if turn.ended || (timeout.timed_out() && !self.mailbox.files.is_active()) {

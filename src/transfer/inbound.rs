@@ -632,6 +632,7 @@ impl Inner {
             direction: Direction::Incoming,
             kind: file.kind,
             peer: None,
+            address: None,
             source: None,
             name: file.meta.path.to_bytes(),
             stored,

@@ -13,8 +13,10 @@ mod incoming;
 mod ledger;
 mod outbound;
 mod outgoing;
+mod pace;
 mod window;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -28,6 +30,7 @@ pub(crate) use budget::Budget;
 pub(crate) use holders::{Holders, Pulse};
 pub(crate) use inbound::{Inbound, InboundContext};
 pub(crate) use outbound::Outbound;
+pub(crate) use pace::Pace;
 
 /// Which side a transfer's bytes go to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +108,8 @@ pub struct Receipt {
     pub kind: Kind,
     /// The other side's nickname; `None`: a server.
     pub peer: Option<Nickname>,
+    /// The other end of the connection that brought it (incoming only).
+    pub address: Option<SocketAddr>,
     /// The file that was sent (outgoing only; `None` for standard input and the like).
     pub source: Option<PathBuf>,
     /// The name as offered, unescaped.

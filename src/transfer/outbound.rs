@@ -6,9 +6,10 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::outgoing::{Content, Finishing, Offered, Opening, Outgoing, Phase, Step};
+use super::pace::Pace;
 use super::window::Window;
 use super::{Direction, Report, TransferFailure, TransferId, TransferIds};
 use crate::config::{block_bytes, BLOCK_BYTES_LEAST, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, SUMS_PER_FRAME, TREE_STEP};
@@ -23,6 +24,7 @@ pub(crate) struct Outbound {
     state: Mutex<State>,
     report: Box<dyn Fn(Report) + Send + Sync>,
     ids: Arc<TransferIds>,
+    pace: Arc<Pace>,
 }
 
 struct State {
@@ -54,6 +56,7 @@ struct Link {
     last_number: u32,
     unanswered: u32,
     window: Window,
+    pace: Arc<Pace>,
     sent: u64,
     credit: u64,
     /// SUMS and CANCEL, ready to go.
@@ -70,7 +73,11 @@ enum Work {
 
 impl Outbound {
     /// Nothing to send yet. `report` hears what becomes of each file.
-    pub(crate) fn new(ids: Arc<TransferIds>, report: impl Fn(Report) + Send + Sync + 'static) -> Outbound {
+    pub(crate) fn new(
+        ids: Arc<TransferIds>,
+        pace: Arc<Pace>,
+        report: impl Fn(Report) + Send + Sync + 'static,
+    ) -> Outbound {
         let state = State {
             files: BTreeMap::new(),
             plain: 0,
@@ -82,7 +89,7 @@ impl Outbound {
             link: None,
             epoch: 0,
         };
-        Outbound { state: Mutex::new(state), report: Box::new(report), ids }
+        Outbound { state: Mutex::new(state), report: Box::new(report), ids, pace }
     }
 
     /// Takes what a path leads to: a file, a tree or a stream, to be sent under `name`. Of a tree it gives the transfer of the
@@ -134,6 +141,7 @@ impl Outbound {
             last_number: 0,
             unanswered: 0,
             window: Window::new(),
+            pace: Arc::clone(&self.pace),
             sent: 0,
             credit: 0,
             ready: VecDeque::new(),
@@ -175,6 +183,11 @@ impl Outbound {
     /// Whether [`Outbound::fill`] would find something to do.
     pub(crate) fn has_work(&self) -> bool {
         self.state.take().has_work()
+    }
+
+    /// How long the pace holds back chunks, where it does.
+    pub(crate) fn pause(&self) -> Option<Duration> {
+        Some(self.pace.pause(Instant::now())).filter(|pause| !pause.is_zero())
     }
 
     /// Whether anything is under way on this connection, so that more work may come soon.
@@ -373,7 +386,9 @@ impl Outbound {
         }
         sending.chunk_sent(offset, length, crc);
         link.sent += length;
-        link.window.sent(length, Instant::now());
+        let now = Instant::now();
+        link.window.sent(length, now);
+        link.pace.sent(length, now);
         Ok(())
     }
 
@@ -690,10 +705,13 @@ impl State {
 }
 
 impl Link {
-    /// How long a chunk may be now; 0 while the window or the credit is used up.
+    /// How long a chunk may be now; 0 while the window or the credit is used up, or the pace wants a pause.
     fn length_max(&self) -> u64 {
+        if !self.pace.pause(Instant::now()).is_zero() {
+            return 0;
+        }
         let credit = self.credit.saturating_sub(self.sent);
-        let wanted = self.window.chunk_bytes().min(self.chunk_bytes_max);
+        let wanted = self.window.chunk_bytes().min(self.chunk_bytes_max).min(self.pace.chunk_bytes());
         let room = self.window.room().min(credit);
         let least = u64::try_from(CHUNK_BYTES_LEAST).unwrap_or(u64::MAX).min(wanted);
         if room < least {

@@ -262,6 +262,7 @@ impl Outgoing {
             transfer: self.id,
             direction: Direction::Outgoing,
             peer: None,
+            address: None,
             kind: self.content.kind(),
             source: self.content.path(),
             name: self.name.clone(),

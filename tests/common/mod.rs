@@ -145,11 +145,16 @@ impl DerefMut for Server {
 
 impl Running {
     /// Starts `command`, without what the environment may say to it.
-    pub fn spawn(mut command: Command) -> Running {
+    pub fn spawn(command: Command) -> Running {
+        Running::spawn_on(command, Stdio::piped())
+    }
+
+    /// The same with another stdin than a pipe.
+    pub fn spawn_on(mut command: Command, stdin: Stdio) -> Running {
         for variable in ["POSTWIRE_TO", "POSTWIRE_NICK", "POSTWIRE_KEY_FILE", "POSTWIRE_KEY"] {
             command.env_remove(variable);
         }
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let stdin = child.stdin.take();
         let stdout = Stream::collect(child.stdout.take().unwrap());
