@@ -31,6 +31,8 @@ pub enum Order {
 pub struct ClientOrder {
     pub address: String,
     pub run: ClientRun,
+    /// Who a job's texts are for; everybody if nobody.
+    pub texts_for: Option<Nickname>,
     pub config: Config,
     pub output: Output,
 }
@@ -146,6 +148,7 @@ impl Given {
 fn client(given: &Given, environment: &Environment) -> Result<ClientOrder, Usage> {
     let mut config = common(given, environment)?;
     let run = client_run(given)?;
+    let texts_for = texts_for(given, &run)?;
     config.join_room = !matches!(run, ClientRun::Job(_));
     if matches!(run, ClientRun::Stay { .. }) {
         config.retry = Retry::Forever;
@@ -159,7 +162,7 @@ fn client(given: &Given, environment: &Environment) -> Result<ClientOrder, Usage
     let Some(address) = given.value("to", not_empty)?.or(variable) else {
         return Err(given.wrong("--to HOST[:PORT] is missing, and there is no POSTWIRE_TO"));
     };
-    Ok(ClientOrder { address, run, config, output: output(given)? })
+    Ok(ClientOrder { address, run, texts_for, config, output: output(given)? })
 }
 
 fn client_run(given: &Given) -> Result<ClientRun, Usage> {
@@ -185,6 +188,20 @@ fn client_run(given: &Given) -> Result<ClientRun, Usage> {
         return Err(given.wrong("--count takes a number beside --stay only"));
     }
     Ok(if items.is_empty() { ClientRun::Chat } else { ClientRun::Job(items) })
+}
+
+fn texts_for(given: &Given, run: &ClientRun) -> Result<Option<Nickname>, Usage> {
+    let nickname = given.value("for", |text| Nickname::parse(text.as_bytes()).ok())?;
+    if nickname.is_none() {
+        return Ok(None);
+    }
+    match run {
+        ClientRun::Job(items) if items.iter().all(|item| matches!(item, Item::Text(_))) => Ok(nickname),
+        ClientRun::Job(_) => {
+            Err(given.wrong("--for takes the nickname that a --text is for: files go to the server only"))
+        }
+        _ => Err(given.wrong("--for takes the nickname that a --text is for: give a --text with it")),
+    }
 }
 
 /// The files and texts of a job, in the order of the command line.

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 
-use postwire::{Client, Direction, Error, Event, SafePath, State};
+use postwire::{Client, Direction, Error, Event, Nickname, SafePath, State};
 
 use super::args::Item;
 use super::exit::{Exit, Tally};
@@ -15,6 +15,7 @@ use super::print::Printer;
 #[derive(Default)]
 struct Plan {
     items: VecDeque<Item>,
+    texts_for: Option<Nickname>,
     files_waiting: usize,
     texts_waiting: usize,
     file_failed: bool,
@@ -93,9 +94,15 @@ impl Plan {
     }
 }
 
-/// Does the items in order.
-pub fn run(client: &Client, items: VecDeque<Item>, feed: &mut Feed, printer: &mut Printer) -> Exit {
-    let mut plan = Plan { items, ..Plan::default() };
+/// Does the items in order; the texts are for one, or for everybody.
+pub fn run(
+    client: &Client,
+    items: VecDeque<Item>,
+    texts_for: Option<Nickname>,
+    feed: &mut Feed,
+    printer: &mut Printer,
+) -> Exit {
+    let mut plan = Plan { items, texts_for, ..Plan::default() };
     let mut signal = None;
     advance(client, &mut plan, feed, printer);
     loop {
@@ -147,7 +154,7 @@ fn advance(client: &Client, plan: &mut Plan, feed: &mut Feed, printer: &mut Prin
                     }
                 }
             }
-            Step::SendText(text) => match client.send_text(None, &text) {
+            Step::SendText(text) => match client.send_text(plan.texts_for.as_ref(), &text) {
                 Ok(_) => {}
                 Err(Error::Closed) => return,
                 Err(error) => {
@@ -257,7 +264,7 @@ mod tests {
             let mut feed = Feed::new().unwrap();
             let events = client.clone();
             feed.add_events(move || events.next_event(None)).unwrap();
-            assert_eq!(run(&client, items, &mut feed, &mut printer), Exit::Connect);
+            assert_eq!(run(&client, items, None, &mut feed, &mut printer), Exit::Connect);
         }
     }
 }
