@@ -46,6 +46,8 @@ struct Link {
     state: State,
     session: Option<Arc<Session>>,
     nickname: Option<Nickname>,
+    /// The nickname to ask for at the next hello.
+    wish: Option<Nickname>,
     local: Option<SocketAddr>,
     peer: Option<SocketAddr>,
     seen: Seen,
@@ -78,6 +80,7 @@ impl Client {
             state: State::Unconnected,
             session: None,
             nickname: None,
+            wish: config.nick.clone(),
             local: None,
             peer: None,
             seen: Seen::default(),
@@ -134,6 +137,18 @@ impl Client {
     #[must_use]
     pub fn nickname(&self) -> Option<Nickname> {
         self.shared.link.take().nickname.clone()
+    }
+
+    /// Asks for another nickname; [`Event::Named`] tells the one that the server gave. Without a connection the next one asks.
+    pub fn rename(&self, nickname: &Nickname) {
+        let session = {
+            let mut link = self.shared.link.take();
+            link.wish = Some(nickname.clone());
+            link.session.clone()
+        };
+        if let Some(session) = session {
+            session.name(nickname.clone());
+        }
     }
 
     /// The server's address as it was given to [`Client::connect`].
@@ -320,7 +335,9 @@ impl Shared {
         let addresses = lookup(&self.address)?;
         self.set_state(State::Connecting);
         let conn = Arc::new(dial(&self.name, &addresses, self.config.connect_timeout)?);
+        let wish = self.link.take().wish.clone();
         let me = introduction(self.run, &self.config, self.store.is_some());
+        let me = wire::Peer { nickname: wish, ..me };
         let (peer, nickname, reader) = greet_as_client(&conn, &me)?;
         let address = conn.peer_addr();
         let owner = Arc::new(ClientOwner { shared: Weak::clone(&self.this), address });
@@ -440,6 +457,7 @@ impl Owner for ClientOwner {
         match presence {
             Presence::Joined(nickname) => shared.events.push(Event::Joined(nickname)),
             Presence::Left(nickname) => shared.events.push(Event::Left(nickname)),
+            Presence::Renamed { from, to } => shared.events.push(Event::Renamed { from, to }),
             Presence::Unknown => {}
         }
     }

@@ -60,6 +60,13 @@ pub enum Event {
     Joined(Nickname),
     /// Somebody left the room.
     Left(Nickname),
+    /// Somebody in the room has another nickname from now on.
+    Renamed {
+        /// The old one.
+        from: Nickname,
+        /// The new one.
+        to: Nickname,
+    },
     /// A text arrived.
     Text(Text),
     /// A text of ours was handled by the other side; `sequence` as `send_text` gave it. Whoever asked a server to tell

@@ -133,6 +133,14 @@ impl Server {
         self.shared.hub.disconnect(peer.id);
     }
 
+    /// Ends the connection of whoever has that nickname at once, as the operator: it will not come back by itself.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when nobody has it.
+    pub fn kick(&self, nickname: &Nickname) -> Result<()> {
+        self.shared.hub.kick(nickname)
+    }
+
     /// Says something to everybody in the room, or to one peer. Never waits: whoever reads too slowly is cut off. Gives the
     /// sequence that [`Event::TextDelivered`] names.
     ///

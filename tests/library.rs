@@ -244,6 +244,56 @@ fn a_text_for_one_reaches_only_that_one() {
 }
 
 /// An example's binary, which cargo builds beside the tests.
+fn renamed(event: Event) -> Option<(String, String)> {
+    match event {
+        Event::Renamed { from, to } => Some((from.to_string(), to.to_string())),
+        _ => None,
+    }
+}
+
+fn text(event: Event) -> Option<(Option<String>, String)> {
+    match event {
+        Event::Text(text) => Some((text.from.as_ref().map(ToString::to_string), text.text.clone())),
+        _ => None,
+    }
+}
+
+fn named(event: Event) -> Option<String> {
+    if let Event::Named(nickname) = event {
+        Some(nickname.to_string())
+    } else {
+        None
+    }
+}
+
+#[test]
+fn a_client_may_be_renamed_and_the_room_is_told() {
+    let server = Server::bind("127.0.0.1:0", Config::default()).unwrap();
+    let (ann, bob) = (connect(&server, in_room("ann")), connect(&server, in_room("bob")));
+    let wish = |name: &str| {
+        ann.rename(&Nickname::parse(name.as_bytes()).unwrap());
+        until(|t| ann.next_event(t), named)
+    };
+    assert_eq!(until(|t| ann.next_event(t), named), "ann");
+    assert_eq!(wish("cat"), "cat");
+    let expected = ("ann".to_owned(), "cat".to_owned());
+    assert_eq!(until(|t| bob.next_event(t), renamed), expected);
+    assert_eq!(until(|t| server.next_event(t), renamed), expected);
+    assert_eq!(wish("bob"), "bob-2", "taken");
+    assert_eq!(wish("bob-2"), "bob-2", "its own is not taken");
+    let to = Nickname::parse(b"bob-2").unwrap();
+    bob.send_text(Some(&to), "to the new name").unwrap();
+    assert_eq!(until(|t| ann.next_event(t), text), (Some("bob".into()), "to the new name".into()));
+    ann.send_text(None, "from the new name").unwrap();
+    assert_eq!(until(|t| bob.next_event(t), text), (Some("bob-2".into()), "from the new name".into()));
+    // What the server did not hear is not acknowledged, and would hold up the end.
+    until(|t| server.next_event(t), |event| text(event).filter(|(_, text)| text == "from the new name"));
+    assert_eq!(server.peers().iter().filter(|peer| peer.nickname == to).count(), 1);
+    ann.disconnect();
+    let left = until(|t| bob.next_event(t), |event| if let Event::Left(who) = event { Some(who) } else { None });
+    assert_eq!(left, to);
+}
+
 fn example(name: &str) -> Command {
     let tests: PathBuf = std::env::current_exe().unwrap();
     Command::new(tests.parent().unwrap().parent().unwrap().join("examples").join(name))

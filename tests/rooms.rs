@@ -77,6 +77,46 @@ fn a_taken_nickname_gets_a_number() {
 }
 
 #[test]
+fn whoever_is_kicked_ends_and_does_not_come_back() {
+    let mut server = Server::start(&[]);
+    let (mut ann, mut bob) = (chat(&mut server, "ann"), chat(&mut server, "bob"));
+    let mut stay = client_spawn(&["--to", &server.address(), "--nick", "stay", "--stay"]);
+    server.wait_stderr(|line| line == "stay joined");
+    server.type_line("/kick nobody");
+    server.wait_stderr(|line| line == "nobody is called nobody");
+    server.type_line("/kick ann");
+    server.type_line("/kick stay");
+    bob.wait_stderr(|line| line == "ann left");
+    for kicked in [ann.wait(), stay.wait()] {
+        kicked.assert_code(7);
+        kicked.assert(kicked.stderr.contains("removed by the operator"), "it says why");
+    }
+    server.type_line("still here");
+    bob.wait_stdout(|line| line == "server: still here");
+    let server = server.terminate();
+    assert_eq!(server.stderr.matches(" joined").count(), 3, "nobody came back");
+}
+
+#[test]
+fn a_text_for_one_goes_to_nobody_else() {
+    let mut server = Server::start(&[]);
+    let (mut ann, mut bob) = (chat(&mut server, "ann"), chat(&mut server, "bob"));
+    let send =
+        |to: &str, text: &str| client(&["--to", &server.address(), "--nick", "job", "--for", to, "--text", text]);
+    send("ann", "for ann").assert_code(0);
+    ann.wait_stdout(|line| line == "job: for ann");
+    let nobody = send("cat", "for cat");
+    nobody.assert_code(7);
+    nobody.assert(nobody.stderr.contains("nobody of that name"), "it says why");
+    server.type_line("last");
+    bob.wait_stdout(|line| line == "server: last");
+    assert!(bob.find_stdout(|line| line.contains("for ann")).is_none());
+    let file = client(&["--to", "127.0.0.1:1", "--for", "ann", "Cargo.toml"]);
+    file.assert_code(2);
+    file.assert(file.stderr.contains("files go to the server only"), "it says so");
+}
+
+#[test]
 fn the_console_sends_files_to_whoever_takes_them() {
     let scratch = Scratch::new();
     let mut server = Server::start(&[]);

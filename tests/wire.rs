@@ -79,6 +79,7 @@ fn expectations() -> Vec<(&'static str, Message)> {
         ("cancel", Message::Cancel { transfer: 1, reason: CancelReason::Changed }),
         ("presence-joined", Message::Presence(Presence::Joined(nick("ann")))),
         ("presence-left", Message::Presence(Presence::Left(nick("ann")))),
+        ("presence-renamed", Message::Presence(Presence::Renamed { from: nick("ann"), to: nick("bob") })),
     ]
 }
 

@@ -31,6 +31,8 @@ pub enum Order {
 pub struct ClientOrder {
     pub address: String,
     pub run: ClientRun,
+    /// Who a job's texts are for; everybody if nobody.
+    pub texts_for: Option<Nickname>,
     pub config: Config,
     pub exec: Option<PathBuf>,
     pub output: Output,
@@ -175,6 +177,7 @@ fn client(given: &Given, environment: &Environment) -> Result<ClientOrder, Usage
     let mut config = common(given, environment)?;
     let exec = exec(given)?;
     let run = client_run(given)?;
+    let texts_for = texts_for(given, &run)?;
     config.join_room = !matches!(run, ClientRun::Job(_));
     if matches!(run, ClientRun::Stay { .. }) {
         config.retry = Retry::Forever;
@@ -188,7 +191,7 @@ fn client(given: &Given, environment: &Environment) -> Result<ClientOrder, Usage
     let Some(address) = given.value("to", not_empty)?.or(variable) else {
         return Err(given.wrong("--to HOST[:PORT] is missing, and there is no POSTWIRE_TO"));
     };
-    Ok(ClientOrder { address, run, config, exec, output: output(given)? })
+    Ok(ClientOrder { address, run, texts_for, config, exec, output: output(given)? })
 }
 
 fn client_run(given: &Given) -> Result<ClientRun, Usage> {
@@ -226,6 +229,20 @@ fn name_one(given: &Given, items: &mut VecDeque<Item>) -> Result<(), Usage> {
         (_, None) => {}
     }
     Ok(())
+}
+
+fn texts_for(given: &Given, run: &ClientRun) -> Result<Option<Nickname>, Usage> {
+    let nickname = given.value("for", |text| Nickname::parse(text.as_bytes()).ok())?;
+    if nickname.is_none() {
+        return Ok(None);
+    }
+    match run {
+        ClientRun::Job(items) if items.iter().all(|item| matches!(item, Item::Text(_))) => Ok(nickname),
+        ClientRun::Job(_) => {
+            Err(given.wrong("--for takes the nickname that a --text is for: files go to the server only"))
+        }
+        _ => Err(given.wrong("--for takes the nickname that a --text is for: give a --text with it")),
+    }
 }
 
 /// The files and texts of a job, in the order of the command line.

@@ -43,6 +43,18 @@ fn a_link_named_client_or_server_is_that_subcommand() {
 }
 
 #[test]
+fn a_text_may_be_for_one() {
+    let order = client_order(&["--text", "x", "--for", "b7"]);
+    assert_eq!(order.texts_for, Nickname::parse(b"b7").ok());
+    assert_eq!(client_order(&["--text", "x"]).texts_for, None);
+    for words in
+        [&["--for", "b7"][..], &["--for", "b7", "a"], &["--for", "b7", "--stay"], &["--for", "b 7", "--text", "x"]]
+    {
+        assert!(wrong(&[&["client", "--to", "h"], words].concat()).starts_with("--for takes"), "{words:?}");
+    }
+}
+
+#[test]
 fn without_a_subcommand_there_is_help_and_version() {
     assert!(matches!(order(&[]), Ok(Order::Help(None))));
     assert!(matches!(order(&["--help"]), Ok(Order::Help(None))));

@@ -1,7 +1,7 @@
 //! The run of a client with nothing to send: each line of standard input is a text to the room, and at its end the run waits
 //! until all it said was answered. On a terminal lines that begin with a slash are commands.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IsTerminal};
 
 use postwire::{config, Client, Direction, Error, Event, Nickname, State};
@@ -25,6 +25,8 @@ struct Chat<'a> {
     /// What was said and not answered: sequence and cost.
     texts_waiting: BTreeMap<u64, usize>,
     files_waiting: usize,
+    /// Who is in the room beside us.
+    room: BTreeSet<Nickname>,
     /// The gate stays shut until some of `texts_waiting` are answered.
     is_full: bool,
     /// Nothing more will be said.
@@ -33,6 +35,8 @@ struct Chat<'a> {
     was_connected: bool,
     /// Something was not taken since the run had ended; the event that says why is on its way.
     is_cut_off: bool,
+    /// The signal that ended the run.
+    signal: Option<i32>,
     tally: Tally,
 }
 
@@ -45,10 +49,12 @@ pub fn run(client: &Client, feed: &mut Feed, printer: &mut Printer) -> Result<Ex
         takes_commands: io::stdin().is_terminal(),
         texts_waiting: BTreeMap::new(),
         files_waiting: 0,
+        room: BTreeSet::new(),
         is_full: false,
         is_over: false,
         was_connected: false,
         is_cut_off: false,
+        signal: None,
         tally: Tally::default(),
     };
     loop {
@@ -63,9 +69,15 @@ pub fn run(client: &Client, feed: &mut Feed, printer: &mut Printer) -> Result<Ex
             Happening::Line(line) if !chat.is_over => chat.line(line),
             Happening::Line(_) => {}
             Happening::InputEnded => chat.over(),
-            Happening::Signal(number) => {
+            // What was said and not answered would hold up an orderly end.
+            Happening::Signal(number) if !chat.is_answered() => {
                 client.abort();
                 return Ok(Exit::Signal(number));
+            }
+            Happening::Signal(number) => {
+                chat.signal = Some(number);
+                client.disconnect();
+                feed.end_soon();
             }
         }
     }
@@ -100,9 +112,11 @@ impl Chat<'_> {
                     self.tally.failed(Exit::of(&error));
                 }
             },
-            Command::Help => self.printer.notice(console::help(Side::Client)),
+            Command::Nick(nickname) => self.client.rename(&nickname),
+            Command::Who => self.who(),
+            Command::Help => self.printer.answer(console::help(Side::Client)),
             Command::Quit => self.over(),
-            Command::Who | Command::Nothing => {}
+            Command::Kick(_) | Command::Nothing => {}
         }
     }
 
@@ -119,6 +133,15 @@ impl Chat<'_> {
         }
     }
 
+    fn who(&mut self) {
+        let others: Vec<&str> = self.room.iter().map(Nickname::as_str).collect();
+        let line = match others.as_slice() {
+            [] => "nobody else is in the room".to_owned(),
+            others => format!("you and {}", others.join(", ")),
+        };
+        self.printer.answer(&line);
+    }
+
     fn unsaid(&mut self, why: &str) {
         self.printer.error(why);
         self.tally.failed(Exit::Other);
@@ -129,6 +152,8 @@ impl Chat<'_> {
             Event::StateChanged(State::Connected) => {
                 self.printer.connected(self.client.peer_addr(), self.client.nickname().as_ref());
                 self.was_connected = true;
+                // The server tells anew who is there.
+                self.room.clear();
                 self.leave_when_answered();
             }
             event => self.printer.event(event),
@@ -142,6 +167,12 @@ impl Chat<'_> {
             Event::TransferFailed(failure) if matches!(failure.error, Error::Closed) => {}
             Event::TransferFailed(failure) if failure.direction == Direction::Outgoing => {
                 self.file_answered(Some(Exit::of(&failure.error)));
+            }
+            Event::Joined(nickname) => drop(self.room.insert(nickname.clone())),
+            Event::Left(nickname) => drop(self.room.remove(nickname)),
+            Event::Renamed { from, to } => {
+                self.room.remove(from);
+                self.room.insert(to.clone());
             }
             _ => {}
         }
@@ -188,6 +219,9 @@ impl Chat<'_> {
 
     /// The connection ended: as we wished, or not.
     fn ended(&mut self, error: Option<Error>) -> Exit {
+        if let Some(number) = self.signal {
+            return Exit::Signal(number);
+        }
         if self.is_over && self.is_answered() {
             return self.tally.exit();
         }

@@ -21,19 +21,39 @@ pub enum Command {
         path: PathBuf,
         to: Option<Nickname>,
     },
-    /// Who is connected (server).
+    /// Who is in the room, or connected to the server.
     Who,
+    /// Be called this from now on (client).
+    Nick(Nickname),
+    /// End somebody's connection (server).
+    Kick(Nickname),
     Help,
     Quit,
     /// An empty line.
     Nothing,
 }
 
-/// What `/help` says.
+/// What `/help` says: a screen of 80 by 24 has it all.
 pub fn help(side: Side) -> &'static str {
     match side {
-        Side::Client => "/send PATH   /msg NICK TEXT   /quit   /help   //TEXT says /TEXT",
-        Side::Server => "/send PATH [@NICK]   /msg NICK TEXT   /who   /quit   /help   //TEXT says /TEXT",
+        Side::Client => {
+            "\
+a line          says it to everybody in the room (//LINE says /LINE)
+/msg NICK TEXT  says it to one
+/send PATH      sends a file to the server
+/who            who is in the room
+/nick NAME      asks for another nickname
+/quit           ends, once all is delivered; so does ^D"
+        }
+        Side::Server => {
+            "\
+a line              says it to everybody in the room (//LINE says /LINE)
+/msg NICK TEXT      says it to one
+/send PATH [@NICK]  sends a file to everybody in the room, or to one
+/who                who is connected
+/kick NICK          ends somebody's connection
+/quit               stops the server, as ^C does"
+        }
     }
 }
 
@@ -53,7 +73,9 @@ pub fn parse(side: Side, line: &str) -> Result<Command, String> {
     match (name, side) {
         ("send", _) => send(side, rest),
         ("msg", _) => message(rest),
-        ("who", Side::Server) => alone(Command::Who),
+        ("who", _) => alone(Command::Who),
+        ("nick", Side::Client) => nickname("/nick takes NAME: 1 to 32 of A-Z a-z 0-9 . _ -", rest).map(Command::Nick),
+        ("kick", Side::Server) => nickname("/kick takes NICK", rest).map(Command::Kick),
         ("quit", _) => alone(Command::Quit),
         ("help", _) => alone(Command::Help),
         _ => Err(format!("no such command: /{} (see /help; //TEXT says /TEXT)", postwire::escape(name.as_bytes()))),
@@ -63,7 +85,7 @@ pub fn parse(side: Side, line: &str) -> Result<Command, String> {
 fn send(side: Side, rest: &str) -> Result<Command, String> {
     const QUOTE: &str = "put a PATH with spaces between \"quotes\"";
     let usage = || match side {
-        Side::Client => format!("/send takes PATH; {QUOTE}"),
+        Side::Client => format!("/send takes PATH, and sends it to the server; {QUOTE}"),
         Side::Server => format!("/send takes PATH or PATH @NICK; {QUOTE}"),
     };
     let (path, rest) = quoted_word(rest).ok_or_else(usage)?;
@@ -76,6 +98,10 @@ fn send(side: Side, rest: &str) -> Result<Command, String> {
         _ => return Err(usage()),
     };
     Ok(Command::Send { path: path.into(), to })
+}
+
+fn nickname(usage: &str, rest: &str) -> Result<Nickname, String> {
+    Nickname::parse(rest.trim().as_bytes()).map_err(|_| usage.to_owned())
 }
 
 fn message(rest: &str) -> Result<Command, String> {
@@ -148,9 +174,20 @@ mod tests {
     }
 
     #[test]
+    fn the_help_fits_a_console_of_80_by_24() {
+        for text in [help(Side::Client), help(Side::Server)] {
+            assert!(text.lines().count() <= 20 && text.lines().all(|line| line.len() < 80), "{text}");
+        }
+    }
+
+    #[test]
     fn commands_are_known_or_refused() {
         assert_eq!(parse(Side::Server, "/who"), Ok(Command::Who));
-        assert!(parse(Side::Client, "/who").is_err());
+        assert_eq!(parse(Side::Client, "/nick b7"), Ok(Command::Nick(nickname("b7"))));
+        assert_eq!(parse(Side::Server, "/kick b7"), Ok(Command::Kick(nickname("b7"))));
+        for (side, line) in [(Side::Server, "/nick b7"), (Side::Client, "/kick b7"), (Side::Client, "/nick a b")] {
+            assert!(parse(side, line).is_err(), "{line}");
+        }
         assert_eq!(parse(Side::Client, "/quit"), Ok(Command::Quit));
         assert_eq!(parse(Side::Client, "/help"), Ok(Command::Help));
         assert!(parse(Side::Client, "/quit now").is_err());

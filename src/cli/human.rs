@@ -30,6 +30,7 @@ pub fn event(event: &Event) -> Option<(Level, String)> {
         Event::AcceptError(error) => (Level::Error, format!("no connections for a while: {error}")),
         Event::Joined(nickname) => (Level::Notice, format!("{nickname} joined")),
         Event::Left(nickname) => (Level::Notice, format!("{nickname} left")),
+        Event::Renamed { from, to } => (Level::Notice, format!("{from} is now {to}")),
         Event::TextDelivered { sequence } => (Level::Trace, format!("text {sequence} delivered")),
         Event::TextRefused { refusal, .. } => (Level::Error, format!("text refused: {refusal}")),
         Event::Sent(receipt) => (of_kind(receipt), of_receipt("sent", "to", receipt)),

@@ -4,7 +4,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 
-use postwire::{Client, Direction, Error, Event, SafePath, State, TransferId};
+use postwire::{Client, Direction, Error, Event, Nickname, SafePath, State, TransferId};
 
 use super::args::Item;
 use super::exit::{Exit, Tally};
@@ -19,6 +19,7 @@ const KEEPS_ALL: &str = "links and special files are left out; this keeps them: 
 #[derive(Default)]
 struct Plan {
     items: VecDeque<Item>,
+    texts_for: Option<Nickname>,
     /// Files and trees that have no answer yet. What is in a tree has transfers of its own, and the tree's is the last.
     files_waiting: HashSet<TransferId>,
     texts_waiting: usize,
@@ -111,9 +112,15 @@ impl Plan {
     }
 }
 
-/// Does the items in order.
-pub fn run(client: &Client, items: VecDeque<Item>, feed: &mut Feed, printer: &mut Printer) -> Exit {
-    let mut plan = Plan { items, ..Plan::default() };
+/// Does the items in order; the texts are for one, or for everybody.
+pub fn run(
+    client: &Client,
+    items: VecDeque<Item>,
+    texts_for: Option<Nickname>,
+    feed: &mut Feed,
+    printer: &mut Printer,
+) -> Exit {
+    let mut plan = Plan { items, texts_for, ..Plan::default() };
     let mut signal = None;
     advance(client, &mut plan, feed, printer);
     loop {
@@ -165,7 +172,7 @@ fn advance(client: &Client, plan: &mut Plan, feed: &mut Feed, printer: &mut Prin
                     return;
                 }
             }
-            Step::SendText(text) => match client.send_text(None, &text) {
+            Step::SendText(text) => match client.send_text(plan.texts_for.as_ref(), &text) {
                 Ok(_) => {}
                 Err(Error::Closed) => return,
                 Err(error) => {
@@ -347,7 +354,7 @@ mod tests {
             let mut feed = Feed::new().unwrap();
             let events = client.clone();
             feed.add_events(move || events.next_event(None)).unwrap();
-            assert_eq!(run(&client, items, &mut feed, &mut printer), Exit::Connect);
+            assert_eq!(run(&client, items, None, &mut feed, &mut printer), Exit::Connect);
         }
     }
 }

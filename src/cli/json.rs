@@ -118,6 +118,7 @@ pub fn event(event: &Event) -> Option<String> {
         Event::AcceptError(error) => Object::new("error").text("message", &error.to_string()),
         Event::Joined(nickname) => Object::new("joined").text("nick", nickname.as_str()),
         Event::Left(nickname) => Object::new("left").text("nick", nickname.as_str()),
+        Event::Renamed { from, to } => Object::new("renamed").text("from", from.as_str()).text("nick", to.as_str()),
         Event::Text(text) => Object::new("text")
             .nullable("from", text.from.as_ref().map(|from| from.as_str()))
             .boolean("private", text.private)

@@ -68,6 +68,7 @@ pub const TABLE: &[Row] = &[
     ),
     repeated(CLIENT, "text", "TEXT", "a text of at most 64 KiB", "send this text, after the files before it"),
     valued(CLIENT, "as", "NAME", "a name such as core.bin or logs/core.bin", "what the one file is called over there"),
+    valued(CLIENT, "for", "NICK", "a nickname", "send the texts to NICK only"),
     flag(CLIENT, "", "stay", "stay in the room, reconnect for ever"),
     valued(CLIENT, "count", "N", COUNT, "with --stay: end after N texts and files"),
     valued(

@@ -123,7 +123,14 @@ impl Printer {
         self.object_or_line(|| json::of_peer("peer", peer), Level::Error, &line);
     }
 
-    /// A line that a person asked for or is glad of; nothing in JSON.
+    /// What a person asked for, quiet or not; nothing in JSON.
+    pub fn answer(&mut self, lines: &str) {
+        if !self.output.json {
+            self.say(Level::Error, lines);
+        }
+    }
+
+    /// A line that a person is glad of; nothing in JSON.
     pub fn notice(&mut self, line: &str) {
         if !self.output.json {
             self.say(Level::Notice, line);

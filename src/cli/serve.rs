@@ -104,8 +104,14 @@ impl Serve {
                 }
             }
             Command::Who => self.server.peers().iter().for_each(|peer| self.printer.peer(peer)),
-            Command::Help => self.printer.notice(console::help(Side::Server)),
-            Command::Quit | Command::Nothing => {}
+            Command::Kick(nickname) => {
+                if let Err(error) = self.server.kick(&nickname) {
+                    let why = nobody(&error, Some(&nickname)).unwrap_or_else(|| error.to_string());
+                    self.printer.error(&why);
+                }
+            }
+            Command::Help => self.printer.answer(console::help(Side::Server)),
+            Command::Nick(_) | Command::Quit | Command::Nothing => {}
         }
     }
 

@@ -1,6 +1,7 @@
 //! One peer of a server, as the others see it.
 
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 
 use super::Hub;
 use crate::error::Refusal;
@@ -8,27 +9,52 @@ use crate::event::PeerInfo;
 use crate::name::Nickname;
 use crate::session::{Handled, Owner, Session};
 use crate::wire::{self, Presence};
+use crate::worker::Lock;
 
 /// A connected peer.
 #[derive(Clone)]
 pub(super) struct Member {
     pub(super) info: PeerInfo,
+    pub(super) called: Called,
     pub(super) session: Arc<Session>,
+}
+
+/// The nickname that one run has at the moment, for those who speak of it later.
+#[derive(Clone)]
+pub(super) struct Called(Arc<Mutex<Nickname>>);
+
+impl Called {
+    pub(super) fn new(nickname: Nickname) -> Called {
+        Called(Arc::new(Mutex::new(nickname)))
+    }
+
+    pub(super) fn get(&self) -> Nickname {
+        self.0.take().clone()
+    }
+
+    pub(super) fn set(&self, nickname: Nickname) {
+        *self.0.take() = nickname;
+    }
 }
 
 /// Takes what a member's session brings to the hub.
 pub(super) struct MemberOwner {
     pub(super) hub: Arc<Hub>,
-    pub(super) info: PeerInfo,
+    pub(super) id: u32,
+    pub(super) in_room: bool,
+    pub(super) address: SocketAddr,
+    pub(super) called: Called,
 }
 
 impl Owner for MemberOwner {
     fn text(&self, text: wire::Text, handled: Handled) -> Result<(), (Refusal, Handled)> {
-        self.hub.said(&self.info, text, handled)
+        self.hub.said(self, text, handled)
     }
 
-    // Clients announce nobody and name nobody (PROTOCOL 3); what they send of it is passed over.
+    // Clients announce nobody (PROTOCOL 3); what they send of it is passed over.
     fn presence(&self, _: Presence) {}
 
-    fn named(&self, _: Nickname) {}
+    fn named(&self, nickname: Nickname) {
+        self.hub.rename(self.id, &nickname);
+    }
 }

@@ -29,7 +29,7 @@ use crate::storage::{Named, Store};
 use crate::transfer::{Budget, Holders, InboundContext, Pace, Report, TransferId, TransferIds};
 use crate::wire::{self, Message, Presence, RunId};
 use crate::worker::Lock;
-use member::{Member, MemberOwner};
+use member::{Called, Member, MemberOwner};
 
 /// See the module.
 pub(crate) struct Hub {
@@ -63,7 +63,7 @@ struct State {
 
 struct Parked {
     mailbox: Arc<Mailbox>,
-    nickname: Nickname,
+    called: Called,
     since: Instant,
 }
 
@@ -126,7 +126,7 @@ impl Hub {
         self.events.push(Event::PeerConnected { peer: info.clone() });
         self.introduce(&info, &session);
         let result = session.run(reader);
-        self.part(&info, run, result);
+        self.part(info.id, run, result);
     }
 
     /// The hello, and a place among the members.
@@ -145,22 +145,25 @@ impl Hub {
                 return Err(Error::Refused(Refusal::Busy(u64::try_from(self.config.max_clients).unwrap_or(u64::MAX))));
             }
             let parked = state.parked.remove(&peer.run);
-            let (nickname, mailbox) = match (&replaced, parked) {
-                (Some(old), _) => (old.info.nickname.clone(), Arc::clone(old.session.mailbox())),
-                (None, Some(parked)) if !state.is_taken(&parked.nickname) => (parked.nickname, parked.mailbox),
+            state.last_member += 1;
+            let id = state.last_member;
+            let (called, mailbox) = match (&replaced, parked) {
+                (Some(old), _) => (old.called.clone(), Arc::clone(old.session.mailbox())),
+                (None, Some(parked)) if !state.is_taken(&parked.called.get(), id) => (parked.called, parked.mailbox),
                 (None, _) => {
-                    let nickname = state.free_nickname(peer.nickname.as_ref());
-                    (nickname.clone(), self.new_mailbox(nickname))
+                    let called = Called::new(state.free_nickname(peer.nickname.as_ref(), id));
+                    (called.clone(), self.new_mailbox(called))
                 }
             };
-            state.last_member += 1;
             let address = conn.peer_addr();
-            let info = PeerInfo { id: state.last_member, nickname, address, in_room: peer.in_room };
-            let owner = Arc::new(MemberOwner { hub: Arc::clone(self), info: info.clone() });
-            let inbound = self.inbound(info.nickname.clone(), address);
+            let info = PeerInfo { id, nickname: called.get(), address, in_room: peer.in_room };
+            let owner =
+                MemberOwner { hub: Arc::clone(self), id, in_room: peer.in_room, address, called: called.clone() };
+            let owner = Arc::new(owner);
+            let inbound = self.inbound(called.clone(), address);
             let context = SessionContext { mailbox, owner, inbound };
             let session = Session::new(Arc::clone(conn), peer, context);
-            state.members.insert(info.id, Member { info: info.clone(), session: Arc::clone(&session) });
+            state.members.insert(info.id, Member { info: info.clone(), called, session: Arc::clone(&session) });
             if state.pending.len() < RUNS_REMEMBERED {
                 state.pending.push_back(info.clone());
             }
@@ -191,33 +194,33 @@ impl Hub {
     }
 
     /// A session ended: what it is still owed waits for its run for a while.
-    fn part(&self, info: &PeerInfo, run: RunId, result: Result<Goodbye>) {
+    fn part(&self, id: u32, run: RunId, result: Result<Goodbye>) {
         let error = result.err();
         let member = {
             let mut state = self.state.take();
-            let member = state.members.remove(&info.id);
-            state.pending.retain(|pending| pending.id != info.id);
+            let member = state.members.remove(&id);
+            state.pending.retain(|pending| pending.id != id);
             state.parked.retain(|_, parked| parked.since.elapsed() < RUN_REMEMBERED);
             if let (Some(member), Some(_)) = (&member, &error) {
                 if state.parked.len() < RUNS_REMEMBERED {
-                    let (mailbox, nickname) = (Arc::clone(member.session.mailbox()), info.nickname.clone());
-                    state.parked.insert(run, Parked { mailbox, nickname, since: Instant::now() });
+                    let (mailbox, called) = (Arc::clone(member.session.mailbox()), member.called.clone());
+                    state.parked.insert(run, Parked { mailbox, called, since: Instant::now() });
                 }
             }
             member
         };
         // Without a member a newer connection of the run took over: for the room nothing happened.
-        let Some(member) = member else { return self.changed.notify_all() };
+        let Some(Member { info, session, .. }) = member else { return self.changed.notify_all() };
         if error.is_none() {
-            member.session.mailbox().files.fail_all(|| Error::Closed);
+            session.mailbox().files.fail_all(|| Error::Closed);
         }
         if info.in_room {
             self.events.push(Event::Left(info.nickname.clone()));
-            for member in self.room_but(info.id) {
+            for member in self.room_but(id) {
                 member.session.announce(Presence::Left(info.nickname.clone()));
             }
         }
-        self.events.push(Event::PeerDisconnected { peer: info.clone(), error });
+        self.events.push(Event::PeerDisconnected { peer: info, error });
         // Whoever waits for the last peer to leave closes the events.
         self.changed.notify_all();
     }
@@ -277,6 +280,35 @@ impl Hub {
         }
     }
 
+    /// PROTOCOL 2.5: a member wishes another nickname, and gets it or one like it.
+    fn rename(&self, id: u32, wished: &Nickname) {
+        let (from, to, in_room, session) = {
+            let mut state = self.state.take();
+            let to = state.free_nickname(Some(wished), id);
+            // A newer connection of the run took over.
+            let Some(member) = state.members.get_mut(&id) else { return };
+            let from = std::mem::replace(&mut member.info.nickname, to.clone());
+            member.called.set(to.clone());
+            (from, to, member.info.in_room, Arc::clone(&member.session))
+        };
+        session.name(to.clone());
+        if in_room && from != to {
+            for member in self.room_but(id) {
+                member.session.announce(Presence::Renamed { from: from.clone(), to: to.clone() });
+            }
+            self.events.push(Event::Renamed { from, to });
+        }
+    }
+
+    /// Ends the connection of whoever has that nickname, whatever is under way.
+    ///
+    /// # Errors
+    /// [`Refusal::Nobody`].
+    pub(crate) fn kick(&self, nickname: &Nickname) -> Result<()> {
+        self.receivers(Some(nickname))?.iter().for_each(|member| member.session.dismiss(Goodbye::Removed));
+        Ok(())
+    }
+
     /// Says GOODBYE to everybody and waits until they are gone, `timeout` at most; then they are cut off.
     pub(crate) fn stop(&self, timeout: Duration) {
         let members: Vec<Member> = {
@@ -296,26 +328,31 @@ impl Hub {
     }
 
     /// A text from a member: to the room or to one, and to the application.
-    fn said(&self, info: &PeerInfo, text: wire::Text, handled: Handled) -> std::result::Result<(), (Refusal, Handled)> {
+    fn said(
+        &self,
+        sender: &MemberOwner,
+        text: wire::Text,
+        handled: Handled,
+    ) -> std::result::Result<(), (Refusal, Handled)> {
         if !self.state.take().seen.is_new(text.run, text.sequence) {
             return Ok(());
         }
         if !self.events.has_room_for_text(text.text.len()) {
             return Err((Refusal::TooMuch, handled));
         }
-        let carried = wire::Text { from: Some(info.nickname.clone()), ..text };
+        let carried = wire::Text { from: Some(sender.called.get()), ..text };
         if let Some(to) = &carried.to {
             if !self.config.relay {
                 return Err((Refusal::NoRelay, handled));
             }
             let Ok(receivers) = self.receivers(Some(to)) else { return Err((Refusal::Nobody, handled)) };
             deliver(&receivers, carried.clone(), None);
-        } else if self.config.relay && info.in_room {
-            deliver(&self.room_but(info.id), carried.clone(), None);
+        } else if self.config.relay && sender.in_room {
+            deliver(&self.room_but(sender.id), carried.clone(), None);
         }
         self.state.take().seen.remember(carried.run, carried.sequence);
         let private = carried.to.is_some();
-        let (from, address) = (carried.from, info.address);
+        let (from, address) = (carried.from, sender.address);
         let text = crate::event::Text { from, address, private, text: carried.text, handled };
         self.events.push(Event::Text(text));
         Ok(())
@@ -337,16 +374,16 @@ impl Hub {
         wire::Peer { relays: self.config.relay, in_room: false, ..peer }
     }
 
-    fn new_mailbox(self: &Arc<Self>, nickname: Nickname) -> Arc<Mailbox> {
+    fn new_mailbox(self: &Arc<Self>, called: Called) -> Arc<Mailbox> {
         let (texts, files) = (self.events.clone(), self.events.clone());
         let text_report = move |report| texts.push(Event::from(report));
-        let file_report = move |report| files.push(event_of(report, Some(&nickname), None));
+        let file_report = move |report| files.push(event_of(report, Some(&called.get()), None));
         let (ids, pace) = (Arc::clone(&self.ids), Arc::clone(&self.pace));
         Arc::new(Mailbox::new(ids, pace, text_report, file_report))
     }
 
     /// How the files of one peer come in.
-    fn inbound(self: &Arc<Self>, nickname: Nickname, address: SocketAddr) -> MakeInbound {
+    fn inbound(self: &Arc<Self>, called: Called, address: SocketAddr) -> MakeInbound {
         let hub = Arc::clone(self);
         Box::new(move |hooks| {
             let events = hub.events.clone();
@@ -355,7 +392,7 @@ impl Hub {
                 budget: Arc::clone(&hub.budget),
                 holders: Arc::clone(&hub.holders),
                 pulse: hooks.pulse,
-                report: Arc::new(move |report| events.push(event_of(report, Some(&nickname), Some(address)))),
+                report: Arc::new(move |report| events.push(event_of(report, Some(&called.get()), Some(address)))),
                 wake: hooks.wake,
                 violated: hooks.violated,
                 ids: Arc::clone(&hub.ids),
@@ -365,13 +402,15 @@ impl Hub {
 }
 
 impl State {
-    fn is_taken(&self, nickname: &Nickname) -> bool {
+    /// Whether another than member `id` has it.
+    fn is_taken(&self, nickname: &Nickname, id: u32) -> bool {
         // What the server itself says appears under this name.
-        nickname.as_str() == "server" || self.members.values().any(|member| member.info.nickname == *nickname)
+        nickname.as_str() == "server"
+            || self.members.values().any(|member| member.info.nickname == *nickname && member.info.id != id)
     }
 
     /// PROTOCOL 2.5.
-    fn free_nickname(&self, wished: Option<&Nickname>) -> Nickname {
+    fn free_nickname(&self, wished: Option<&Nickname>, id: u32) -> Nickname {
         let mut number = 1;
         loop {
             let nickname = match wished {
@@ -379,7 +418,7 @@ impl State {
                 Some(wished) => wished.numbered(number),
                 None => Nickname::counted(number),
             };
-            if !self.is_taken(&nickname) {
+            if !self.is_taken(&nickname, id) {
                 return nickname;
             }
             number += 1;

@@ -37,7 +37,7 @@ pub(crate) trait Owner: Send + Sync {
     fn text(&self, text: wire::Text, handled: Handled) -> std::result::Result<(), (Refusal, Handled)>;
     /// Somebody came or left.
     fn presence(&self, presence: Presence);
-    /// Our nickname from now on.
+    /// A client hears its nickname from now on; a server hears a wish (PROTOCOL 2.5).
     fn named(&self, nickname: Nickname);
 }
 
@@ -150,9 +150,21 @@ impl Session {
         self.flush();
     }
 
+    /// Tells a client its nickname, or a server our wish; of several only the last.
+    pub(crate) fn name(&self, nickname: Nickname) {
+        self.turn.take().named = Some(nickname);
+        self.flush();
+    }
+
     /// Delivers what is queued, then says GOODBYE.
     pub(crate) fn close(&self, reason: Goodbye) {
         self.turn.take().close(reason);
+        self.flush();
+    }
+
+    /// Says GOODBYE before what is queued; that goes nowhere then.
+    pub(crate) fn dismiss(&self, reason: Goodbye) {
+        self.turn.take().dismiss(reason);
         self.flush();
     }
 

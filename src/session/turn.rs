@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError};
 use super::Session;
 use crate::config::{CHUNK_BYTES_MAX, IDLE_THREAD};
 use crate::error::{Error, Goodbye, Refusal};
+use crate::name::Nickname;
 use crate::wire::{Message, Presence, Subject};
 use crate::worker::{spawn, Lock};
 
@@ -24,6 +25,7 @@ pub(super) struct Turn {
     pings: u64,
     ping: bool,
     pong: Option<u64>,
+    pub(super) named: Option<Nickname>,
     presence: VecDeque<Presence>,
     refused_texts: VecDeque<(u64, Refusal)>,
     refused: Option<Refusal>,
@@ -63,6 +65,7 @@ impl Turn {
             pings: 0,
             ping: false,
             pong: None,
+            named: None,
             presence: VecDeque::new(),
             refused_texts: VecDeque::new(),
             refused: None,
@@ -122,6 +125,12 @@ impl Turn {
     pub(super) fn close(&mut self, reason: Goodbye) {
         if self.closing == Closing::No {
             self.closing = Closing::AfterAll(reason);
+        }
+    }
+
+    pub(super) fn dismiss(&mut self, reason: Goodbye) {
+        if self.closing != Closing::Said {
+            self.closing = Closing::AfterOwed(reason);
         }
     }
 
@@ -258,6 +267,7 @@ impl Session {
     fn has_something(&self, turn: &Turn) -> bool {
         let control = turn.ping || turn.pong.is_some() || !turn.presence.is_empty() || !turn.refused_texts.is_empty();
         control
+            || turn.named.is_some()
             || turn.refused.is_some()
             || turn.texts_handled > turn.texts_said
             || !turn.rest.is_empty()
@@ -294,6 +304,9 @@ impl Session {
             Message::TextAck { count: turn.texts_said }.encode(out);
         }
         self.inbound.control(out);
+        if let Some(nickname) = turn.named.take() {
+            Message::Named(nickname).encode(out);
+        }
         for presence in turn.presence.drain(..) {
             Message::Presence(presence).encode(out);
         }

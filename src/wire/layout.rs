@@ -52,7 +52,7 @@ pub(super) fn layout(frame_type: u8) -> Option<(usize, usize)> {
         FINISH => (17, 0),
         RECEIPT => (25, PATH_BYTES_MAX),
         CANCEL => (6, 0),
-        PRESENCE => (0, 1 + NICKNAME_BYTES_MAX),
+        PRESENCE => (0, 2 + 2 * NICKNAME_BYTES_MAX),
         0xc1..=0xff => (0, SKIPPED_TAIL_BYTES_MAX),
         _ => return None,
     })

@@ -138,6 +138,7 @@ pub enum CancelReason {
 pub enum Presence {
     Joined(Nickname),
     Left(Nickname),
+    Renamed { from: Nickname, to: Nickname },
     Unknown,
 }
 
@@ -297,6 +298,12 @@ impl Message {
             Message::Presence(Presence::Left(who)) => {
                 out.push(2);
                 out.extend_from_slice(who.as_str().as_bytes());
+            }
+            Message::Presence(Presence::Renamed { from, to }) => {
+                out.push(3);
+                out.extend_from_slice(from.as_str().as_bytes());
+                out.push(b' ');
+                out.extend_from_slice(to.as_str().as_bytes());
             }
             _ => {}
         }
@@ -531,6 +538,15 @@ fn presence(tail: &[u8]) -> Result<Presence, ()> {
     match kind {
         1 => Nickname::parse(nickname).map(Presence::Joined).map_err(|_| ()),
         2 => Nickname::parse(nickname).map(Presence::Left).map_err(|_| ()),
+        3 => {
+            let at = nickname.iter().position(|&byte| byte == b' ').ok_or(())?;
+            let (from, to) = nickname.split_at(at);
+            let to = to.strip_prefix(b" ").unwrap_or_default();
+            Ok(Presence::Renamed {
+                from: Nickname::parse(from).map_err(|_| ())?,
+                to: Nickname::parse(to).map_err(|_| ())?,
+            })
+        }
         _ => Ok(Presence::Unknown),
     }
 }
