@@ -14,9 +14,9 @@ use crate::error::{Error, Goodbye, Refusal, Result};
 use crate::event::{Event, Events, State, Text};
 use crate::hub::{check_text, encode_text, event_of, introduction, offered_name, random_run, receive_budget, Seen};
 use crate::name::{Nickname, SafePath};
-use crate::session::{greet_as_client, Handled, Hooks, Mailbox, Owner, Session, SessionContext};
-use crate::storage::{Store, Stream};
-use crate::transfer::{Budget, Holders, InboundContext, Pace, TransferId, TransferIds};
+use crate::session::{greet_as_client, Handled, Hooks, Mailbox, MailboxContext, Owner, Session, SessionContext};
+use crate::storage::{Store, Stream, Top};
+use crate::transfer::{Budget, Holders, InboundContext, Pace, RequestId, Requests, TransferId, TransferIds};
 use crate::wire::{self, Presence, RunId};
 use crate::worker::{spawn, Lock};
 
@@ -69,11 +69,17 @@ impl Client {
         let events = Events::new(config.read_buffer_bytes);
         let (texts, files) = (events.clone(), events.clone());
         let ids = Arc::new(TransferIds::default());
+        let answers = events.clone();
+        let context = MailboxContext {
+            ids: Arc::clone(&ids),
+            pace: Arc::new(Pace::new(config.limit_rate)),
+            share: config.share.as_deref().map(Top::open).transpose()?.map(Arc::new),
+        };
         let mailbox = Mailbox::new(
-            Arc::clone(&ids),
-            Arc::new(Pace::new(config.limit_rate)),
+            context,
             move |report| texts.push(Event::from(report)),
             move |report| files.push(event_of(report, None, None)),
+            move |answer| answers.push(Event::from(answer)),
         );
         let run = random_run()?;
         let link = Link {
@@ -236,6 +242,38 @@ impl Client {
         Ok(self.shared.mailbox.files.add_stream(Stream::of_reader(reader), name))
     }
 
+    /// Asks for a file or a directory that the other side shares, to be stored as `name`, or under its own last name.
+    /// [`Event::Received`] follows for each file, and at the end [`Event::Got`] or [`Event::RequestFailed`].
+    ///
+    /// # Errors
+    /// [`Error::Closed`]; [`Error::Argument`] without [`Config::dir`].
+    pub fn get(&self, path: &SafePath, name: Option<&SafePath>) -> Result<RequestId> {
+        if self.shared.store.is_none() {
+            let expected = "a directory to store what is asked for";
+            return Err(Error::Argument { what: "configuration", got: "no dir".to_owned(), expected });
+        }
+        let name = name.cloned().unwrap_or_else(|| SafePath::from(path.file_name().clone()));
+        self.ask(|requests| requests.get(path.clone(), name))
+    }
+
+    /// Asks what the other side shares: the first page, or what follows `after`. [`Event::Listed`] or
+    /// [`Event::RequestFailed`] follows.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub fn list(&self, after: Option<&SafePath>) -> Result<RequestId> {
+        self.ask(|requests| requests.list(after.cloned()))
+    }
+
+    fn ask(&self, ask: impl FnOnce(&Requests) -> RequestId) -> Result<RequestId> {
+        if self.shared.link.take().over {
+            return Err(Error::Closed);
+        }
+        let id = ask(&self.shared.mailbox.requests);
+        self.shared.mailbox.wake();
+        Ok(id)
+    }
+
     /// Delivers what is queued, then says GOODBYE; returns at once.
     pub fn disconnect(&self) {
         let session = {
@@ -336,7 +374,7 @@ impl Shared {
         self.set_state(State::Connecting);
         let conn = Arc::new(dial(&self.name, &addresses, self.config.connect_timeout)?);
         let wish = self.link.take().wish.clone();
-        let me = introduction(self.run, &self.config, self.store.is_some());
+        let me = introduction(self.run, &self.config, self.store.is_some() && self.config.take_offers);
         let me = wire::Peer { nickname: wish, ..me };
         let (peer, nickname, reader) = greet_as_client(&conn, &me)?;
         let address = conn.peer_addr();
@@ -344,6 +382,8 @@ impl Shared {
         let (shared, events) = (Arc::clone(self), self.events.clone());
         let inbound = Box::new(move |hooks: Hooks| InboundContext {
             store: shared.store.clone(),
+            takes_offers: shared.config.take_offers,
+            requests: Arc::clone(&shared.mailbox.requests),
             budget: Arc::clone(&shared.budget),
             holders: Arc::clone(&shared.holders),
             pulse: hooks.pulse,
@@ -421,6 +461,7 @@ impl Shared {
             (link.session, link.local, link.peer) = (None, None, None);
         }
         self.mailbox.files.fail_all(|| Error::Closed);
+        self.mailbox.requests.fail_all(|| Error::Closed);
         self.mailbox.texts.close();
         self.events.push(Event::StateChanged(State::Unconnected));
         self.events.push(Event::Disconnected(error));

@@ -137,6 +137,12 @@ pub const STREAM_READ_BYTES: usize = 64 * KIB;
 pub const STREAM_AHEAD_BYTES: u64 = 512 * 1024;
 /// What is kept of a stream for repair and for a new connection, as it can't be read again.
 pub const STREAM_KEPT_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Requests of one side that are not ended at a time.
+pub const REQUESTS_MAX: usize = 16;
+/// Entries in the answer to one LIST.
+pub const LIST_ENTRIES_MAX: usize = 1024;
+/// Bytes of paths in it, the last one apart.
+pub const LIST_BYTES_MAX: usize = 64 * KIB;
 /// Entries of a tree that are looked at in one go, when nothing else is left to offer.
 pub const TREE_STEP: usize = 64;
 /// First pause between tries to connect.
@@ -214,6 +220,10 @@ pub enum IfExists {
 pub struct Config {
     /// Where received files go; `None` refuses them.
     pub dir: Option<PathBuf>,
+    /// Take files that the other side offers unasked; without it only what was asked for comes into [`Config::dir`].
+    pub take_offers: bool,
+    /// What the other side may list and get; `None` shares nothing.
+    pub share: Option<PathBuf>,
     /// The nickname to ask for; `None` takes `c1`, `c2`, ….
     pub nick: Option<Nickname>,
     /// A client: join the room, hear what is said there, be announced.
@@ -259,6 +269,8 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             dir: None,
+            take_offers: true,
+            share: None,
             nick: None,
             join_room: false,
             relay: true,

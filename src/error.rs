@@ -166,6 +166,8 @@ pub enum Refusal {
     Stopping,
     /// This address, or this request, is not allowed.
     NotAllowed,
+    /// It shares nothing of that name.
+    NotFound,
     /// It takes no files: it was started without a directory.
     NoDirectory,
     /// The name is taken, and the other side does not replace or rename.
@@ -194,6 +196,8 @@ pub enum Refusal {
     HelloTimeout(u64),
     /// The first bytes were no HELLO.
     NotPostwire,
+    /// It shares nothing: it was started without a directory to share.
+    NoShare,
     /// A code this version does not know.
     Other(u16, u64),
 }
@@ -227,6 +231,7 @@ impl Refusal {
             Refusal::Busy(limit) => (4, limit),
             Refusal::Stopping => (5, 0),
             Refusal::NotAllowed => (6, 0),
+            Refusal::NotFound => (7, 0),
             Refusal::NoDirectory => (8, 0),
             Refusal::Exists => (9, 0),
             Refusal::TooBig(limit) => (10, limit),
@@ -241,6 +246,7 @@ impl Refusal {
             Refusal::Failed => (19, 0),
             Refusal::HelloTimeout(ms) => (20, ms),
             Refusal::NotPostwire => (21, 0),
+            Refusal::NoShare => (22, 0),
             Refusal::Other(code, detail) => (code, detail),
         }
     }
@@ -255,6 +261,7 @@ impl Refusal {
             4 => Refusal::Busy(detail),
             5 => Refusal::Stopping,
             6 => Refusal::NotAllowed,
+            7 => Refusal::NotFound,
             8 => Refusal::NoDirectory,
             9 => Refusal::Exists,
             10 => Refusal::TooBig(detail),
@@ -269,6 +276,7 @@ impl Refusal {
             19 => Refusal::Failed,
             20 => Refusal::HelloTimeout(detail),
             21 => Refusal::NotPostwire,
+            22 => Refusal::NoShare,
             _ => Refusal::Other(code, detail),
         }
     }
@@ -311,6 +319,7 @@ impl fmt::Display for Refusal {
             Refusal::Busy(limit) => write!(f, "too many connections (limit {limit}): try again later"),
             Refusal::Stopping => write!(f, "it is stopping"),
             Refusal::NotAllowed => write!(f, "not allowed"),
+            Refusal::NotFound => write!(f, "it shares nothing of that name: --list shows what there is"),
             Refusal::NoDirectory => write!(f, "it takes no files: start it with --dir DIR"),
             Refusal::Exists => write!(f, "the name is taken there"),
             Refusal::TooBig(limit) => write!(f, "too big: it takes at most {limit} bytes a file"),
@@ -324,6 +333,7 @@ impl fmt::Display for Refusal {
             Refusal::TooMuch => write!(f, "its queue is full: try again later"),
             Refusal::Failed => write!(f, "its storage failed"),
             Refusal::HelloTimeout(ms) => write!(f, "no hello within {ms} ms"),
+            Refusal::NoShare => write!(f, "it shares nothing: start it with --share DIR"),
             Refusal::NotPostwire => write!(f, "the first bytes were not postwire's"),
             Refusal::Other(code, detail) => write!(f, "refused with code {code} ({detail})"),
         }

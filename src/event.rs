@@ -15,7 +15,7 @@ use crate::error::{Error, Refusal, Result};
 use crate::name::Nickname;
 use crate::session::{Handled, TextReport};
 use crate::storage::Skipped;
-use crate::transfer::{Progress, Receipt, TransferFailure};
+use crate::transfer::{Answer, Listed, Progress, Receipt, RequestId, TransferFailure};
 use crate::worker::Lock;
 
 /// One thing that happened.
@@ -90,6 +90,31 @@ pub enum Event {
     Received(Receipt),
     /// A transfer ended without a stored file.
     TransferFailed(TransferFailure),
+    /// A page of what the other side shares.
+    Listed {
+        /// As `list` gave it.
+        request: RequestId,
+        /// In their order; what follows the last is asked for by its path.
+        entries: Vec<Listed>,
+        /// Whether anything follows.
+        more: bool,
+    },
+    /// All that was asked for was offered, and each offer has ended.
+    Got {
+        /// As `get` gave it.
+        request: RequestId,
+        /// Links and special files that are not sent.
+        left_out: u32,
+        /// Files that the other side could not read.
+        failed: u32,
+    },
+    /// A request was refused, or could not be made.
+    RequestFailed {
+        /// As `get` or `list` gave it.
+        request: RequestId,
+        /// Why.
+        error: Error,
+    },
     /// Something in a directory of ours is not sent.
     Skipped {
         /// What.
@@ -258,6 +283,16 @@ impl From<TextReport> for Event {
         match report {
             TextReport::Delivered { sequence } => Event::TextDelivered { sequence },
             TextReport::Refused { sequence, refusal } => Event::TextRefused { sequence, refusal },
+        }
+    }
+}
+
+impl From<Answer> for Event {
+    fn from(answer: Answer) -> Event {
+        match answer {
+            Answer::Listed { request, entries, more } => Event::Listed { request, entries, more },
+            Answer::Got { request, left_out, failed } => Event::Got { request, left_out, failed },
+            Answer::Failed { request, error } => Event::RequestFailed { request, error },
         }
     }
 }

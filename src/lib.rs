@@ -92,4 +92,4 @@ pub use event::{Event, PeerInfo, State, Text};
 pub use name::{escape, escape_path, Nickname, SafeName, SafePath, Unsafe};
 pub use server::Server;
 pub use storage::Skipped;
-pub use transfer::{Direction, Kind, Progress, Receipt, TransferFailure, TransferId};
+pub use transfer::{Direction, Kind, Listed, Progress, Receipt, RequestId, TransferFailure, TransferId};

@@ -97,6 +97,12 @@ impl SafePath {
         Ok(SafePath(names))
     }
 
+    /// All its names, outermost first.
+    #[must_use]
+    pub fn names(&self) -> &[SafeName] {
+        &self.0
+    }
+
     /// The directories above the last name, outermost first.
     #[must_use]
     pub fn directories(&self) -> &[SafeName] {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use postwire::wire::{
-    CancelReason, Chunk, Decoder, Frame, Message, Offer, Peer, Presence, Receipt, RunId, Subject, Text, Time,
+    CancelReason, Chunk, Decoder, Entry, Frame, Message, Offer, Peer, Presence, Receipt, RunId, Subject, Text, Time,
 };
 use postwire::{Goodbye, Nickname, Refusal, WireError};
 
@@ -55,9 +55,24 @@ fn expectations() -> Vec<(&'static str, Message)> {
                 mtime: Time { seconds: -1, nanoseconds: 999_999_999 },
                 mode: 0o644,
                 content_crc: hello_crc,
+                request: 0,
                 path: b"log/a.txt".to_vec(),
             }),
         ),
+        ("get", Message::Get { request: 3, path: b"crash/core".to_vec() }),
+        ("list", Message::List { request: 4, after: b"crash".to_vec() }),
+        (
+            "entry",
+            Message::Entry(Entry {
+                request: 4,
+                kind: 0,
+                size: 5,
+                mtime: Time { seconds: 1_750_000_000, nanoseconds: 0 },
+                path: b"crash/core".to_vec(),
+            }),
+        ),
+        ("ended", Message::Ended { request: 4, more: true, left_out: 1, failed: 2 }),
+        ("refused-request", refused(Subject::Request(3), Refusal::NotFound)),
         ("send", Message::Send { transfer: 1, have: 524_288, credit: 16_777_216 }),
         ("chunk", Message::Chunk(Chunk { transfer: 1, offset: 524_288, crc: hello_crc, data: b"hello".to_vec() })),
         ("ack", Message::Ack { transfer: 1, received: 5, credit: 16_777_221 }),
@@ -162,7 +177,7 @@ fn every_vector_is_its_message_both_ways() {
         assert_eq!(decoded, (vec![Frame::Message(message.clone())], None), "{name}");
     }
     let known: BTreeSet<u8> =
-        (0x81..=0x88).chain([0x90, 0x91]).chain(0xa0..=0xa8).chain(std::iter::once(0xc0)).collect();
+        (0x81..=0x88).chain([0x90, 0x91]).chain(0xa0..=0xac).chain(std::iter::once(0xc0)).collect();
     assert_eq!(types, known, "a message type has no vector");
     assert_eq!(fs::read_dir("tests/vectors").unwrap().count(), expectations.len(), "a vector has no expectation");
 }

@@ -61,6 +61,12 @@ pub enum Item {
     Stdin {
         name: SafePath,
     },
+    /// What the other side shares, to be stored under its own last name or another.
+    Get {
+        path: SafePath,
+        name: Option<SafePath>,
+    },
+    List,
 }
 
 #[derive(Debug)]
@@ -178,6 +184,11 @@ fn client(given: &Given, environment: &Environment) -> Result<ClientOrder, Usage
     let exec = exec(given)?;
     let run = client_run(given)?;
     let texts_for = texts_for(given, &run)?;
+    if matches!(&run, ClientRun::Job(items) if items.iter().any(|item| matches!(item, Item::Get { .. }))) {
+        // Nothing comes here that was not asked for, unless a directory was named for it.
+        config.take_offers = config.dir.is_some();
+        config.dir.get_or_insert_with(|| PathBuf::from("."));
+    }
     config.join_room = !matches!(run, ClientRun::Job(_));
     if matches!(run, ClientRun::Stay { .. }) {
         config.retry = Retry::Forever;
@@ -200,7 +211,7 @@ fn client_run(given: &Given) -> Result<ClientRun, Usage> {
     name_one(given, &mut items)?;
     if given.has("stay") {
         if !items.is_empty() {
-            return Err(given.wrong("--stay takes no value, and no --file, --text or path beside it"));
+            return Err(given.wrong("--stay takes no value, and no --file, --text, --get, --list or path beside it"));
         }
         return Ok(ClientRun::Stay { count });
     }
@@ -214,13 +225,13 @@ fn client_run(given: &Given) -> Result<ClientRun, Usage> {
 fn name_one(given: &Given, items: &mut VecDeque<Item>) -> Result<(), Usage> {
     let as_name = given.value("as", |text| SafePath::parse(text.as_bytes()).ok())?;
     let has_stdin = items.iter().any(|item| matches!(item, Item::Stdin { .. }));
-    let mut files = items.iter_mut().filter(|item| !matches!(item, Item::Text(_)));
+    let mut files = items.iter_mut().filter(|item| !matches!(item, Item::Text(_) | Item::List));
     let (first, second) = (files.next(), files.next());
     match (first, as_name) {
         (Some(item), Some(as_name)) if second.is_none() => match item {
-            Item::File { name, .. } => *name = Some(as_name),
+            Item::File { name, .. } | Item::Get { name, .. } => *name = Some(as_name),
             Item::Stdin { name } => *name = as_name,
-            Item::Text(_) => {}
+            Item::Text(_) | Item::List => {}
         },
         (_, Some(_)) => return Err(given.wrong("--as takes the name of one file: give exactly one file with it")),
         (_, None) if has_stdin => {
@@ -257,6 +268,12 @@ fn items(given: &Given) -> Result<VecDeque<Item>, Usage> {
                 items.push_back(Item::Text(value.clone()));
             }
             Word::Option { row, value } if row.long == "file" => items.push_back(file(given, value.as_ref())?),
+            Word::Option { row, value } if row.long == "get" => {
+                let path = SafePath::parse(value.trim_end_matches('/').as_bytes());
+                let path = path.map_err(|_| Usage::value(given.side, "get", value))?;
+                items.push_back(Item::Get { path, name: None });
+            }
+            Word::Option { row, .. } if row.long == "list" => items.push_back(Item::List),
             Word::Path(path) => items.push_back(file(given, path)?),
             Word::Option { .. } => {}
         }
@@ -305,6 +322,7 @@ fn common(given: &Given, environment: &Environment) -> Result<Config, Usage> {
     let variable = from_environment(given, "POSTWIRE_NICK", "nick", environment.nick.as_deref(), nickname)?;
     let mut config = Config {
         dir: given.value("dir", not_empty)?.map(PathBuf::from),
+        share: given.value("share", not_empty)?.map(PathBuf::from),
         nick: given.value("nick", nickname)?.or(variable),
         fsync: !given.has("no-fsync"),
         ..Config::default()

@@ -405,6 +405,7 @@ mod tests {
             transfer: 1,
             peer: None,
             address: None,
+            request: None,
             source: None,
             name: file.into(),
             stored: stored.as_os_str().as_bytes().into(),

@@ -98,7 +98,8 @@ mod tests {
     fn every_option_is_in_the_help_of_its_side_and_in_no_other() {
         for row in TABLE {
             for side in [Side::Client, Side::Server] {
-                let shown = text(Some(side)).lines().any(|line| line.starts_with(&format!("  {}", option(row))));
+                let left = format!("  {} ", option(row));
+                let shown = text(Some(side)).lines().any(|line| line.starts_with(&left));
                 assert_eq!(shown, row.sides.contains(&side), "{}", row.long);
             }
         }

@@ -2,7 +2,8 @@
 //! passes `escape`. Functions of events; `print` writes the lines.
 
 use postwire::{
-    escape, escape_path, Direction, Error, Event, Kind, Nickname, Receipt, Refusal, Skipped, State, TransferFailure,
+    escape, escape_path, Direction, Error, Event, Kind, Listed, Nickname, Receipt, Refusal, Skipped, State,
+    TransferFailure,
 };
 
 use super::args::Level;
@@ -67,6 +68,31 @@ pub fn exec_ended(ended: &Ended) -> (Level, String) {
 /// The line of a text.
 pub fn text(from: Option<&Nickname>, text: &str) -> String {
     format!("{}: {}", from.map_or("server", Nickname::as_str), escape(text.as_bytes()))
+}
+
+/// The line of a file or directory that the other side shares.
+pub fn listed(entry: &Listed) -> String {
+    let is_directory = entry.kind == Kind::Directory;
+    let size = if is_directory { "-".to_owned() } else { entry.size_bytes.to_string() };
+    let slash = if is_directory { "/" } else { "" };
+    format!("{size:>12}  {}  {}{slash}", utc(entry.mtime_seconds), entry.path)
+}
+
+/// `2026-11-23 18:05:09`, in UTC: a board knows no other time.
+fn utc(seconds: i64) -> String {
+    const DAY: i64 = 24 * 3600;
+    let (day, second) = (seconds.div_euclid(DAY), seconds.rem_euclid(DAY));
+    // Years that begin in March end with the leap day; 400 of them, an era, always have as many days.
+    let since_era_0 = day.saturating_add(719_468);
+    let (era, day_of_era) = (since_era_0.div_euclid(146_097), since_era_0.rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let months_since_march = (5 * day_of_year + 2) / 153;
+    let day_of_month = day_of_year - (153 * months_since_march + 2) / 5 + 1;
+    let month = (months_since_march + 2) % 12 + 1;
+    let year = era * 400 + year_of_era + i64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day_of_month:02} {hour:02}:{minute:02}:{second:02}")
 }
 
 /// Why something in a tree is not sent.
@@ -163,6 +189,7 @@ mod tests {
             kind: Kind::File,
             peer: Nickname::parse(b"b7").ok(),
             address: None,
+            request: None,
             source: None,
             name: b"a.bin".to_vec(),
             stored: b"a.bin".to_vec(),
@@ -188,11 +215,27 @@ mod tests {
     }
 
     #[test]
+    fn times_are_shown_in_utc() {
+        for (seconds, shown) in [
+            (0, "1970-01-01 00:00:00"),
+            (951_782_399, "2000-02-28 23:59:59"),
+            (951_868_799, "2000-02-29 23:59:59"),
+            (1_772_323_200, "2026-03-01 00:00:00"),
+            (1_798_761_599, "2026-12-31 23:59:59"),
+            (-1, "1969-12-31 23:59:59"),
+        ] {
+            assert_eq!(utc(seconds), shown);
+        }
+        assert!(!utc(i64::MAX).is_empty() && !utc(i64::MIN).is_empty());
+    }
+
+    #[test]
     fn a_failure_says_what_to_do() {
         let failure = |direction, refusal| TransferFailure {
             transfer: 1,
             direction,
             peer: None,
+            request: None,
             source: None,
             name: b"x\x1b".to_vec(),
             error: Error::Refused(refusal),

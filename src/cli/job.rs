@@ -1,10 +1,10 @@
 //! The run of a client with files and texts: it does them in order, and ends. [`Plan`] decides what comes next and touches
 //! nothing; [`run`] does it.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 
-use postwire::{Client, Direction, Error, Event, Nickname, SafePath, State, TransferId};
+use postwire::{Client, Direction, Error, Event, Nickname, Refusal, RequestId, SafePath, State, TransferId};
 
 use super::args::Item;
 use super::exit::{Exit, Tally};
@@ -22,10 +22,14 @@ struct Plan {
     texts_for: Option<Nickname>,
     /// Files and trees that have no answer yet. What is in a tree has transfers of its own, and the tree's is the last.
     files_waiting: HashSet<TransferId>,
+    /// What was asked for and has no answer yet, with its name.
+    requests_waiting: HashMap<RequestId, String>,
     texts_waiting: usize,
     file_failed: bool,
     /// The run ended before this could be queued.
     is_cut_off: bool,
+    /// The listing goes on after this.
+    page: Option<SafePath>,
     skipped: usize,
     tally: Tally,
 }
@@ -35,6 +39,8 @@ struct Plan {
 enum Step {
     SendFile(PathBuf, Option<SafePath>),
     SendStdin(SafePath),
+    Get(SafePath, Option<SafePath>),
+    List(Option<SafePath>),
     SendText(String),
     /// A text whose files did not all arrive.
     DropText,
@@ -46,12 +52,18 @@ enum Step {
 impl Plan {
     /// Files are offered all at once; a text goes when every file before it was stored, and not if one failed.
     fn step(&mut self) -> Step {
-        if matches!(self.items.front(), Some(Item::Text(_))) && !self.files_waiting.is_empty() {
+        if let Some(last) = self.page.take() {
+            return Step::List(Some(last));
+        }
+        let files_wait = !self.files_waiting.is_empty() || !self.requests_waiting.is_empty();
+        if matches!(self.items.front(), Some(Item::Text(_))) && files_wait {
             return Step::Wait;
         }
         match self.items.pop_front() {
             Some(Item::File { path, name }) => Step::SendFile(path, name),
             Some(Item::Stdin { name }) => Step::SendStdin(name),
+            Some(Item::Get { path, name }) => Step::Get(path, name),
+            Some(Item::List) => Step::List(None),
             Some(Item::Text(_)) if self.file_failed => {
                 self.tally.failed(Exit::Other);
                 Step::DropText
@@ -67,7 +79,9 @@ impl Plan {
 
     /// Whether everything was sent and answered.
     fn is_answered(&self) -> bool {
-        self.items.is_empty() && self.files_waiting.is_empty() && self.texts_waiting == 0 && !self.is_cut_off
+        let nothing_waits =
+            self.files_waiting.is_empty() && self.requests_waiting.is_empty() && self.texts_waiting == 0;
+        self.items.is_empty() && nothing_waits && !self.is_cut_off
     }
 
     fn file_queued(&mut self, id: TransferId) {
@@ -101,9 +115,40 @@ impl Plan {
                 self.files_waiting.remove(&failure.transfer);
                 self.file_failed(&failure.error);
             }
+            Event::Received(receipt) if receipt.request.is_some() => self.answered(None),
+            // What this side's own disk refused is this side's failure.
+            Event::TransferFailed(failure) if failure.request.is_some() => match &failure.error {
+                Error::Refused(Refusal::Damaged) => self.file_failed(&failure.error),
+                Error::Refused(_) => {
+                    self.file_failed = true;
+                    self.tally.failed(Exit::File);
+                }
+                error => self.file_failed(error),
+            },
             Event::Skipped { .. } => {
                 self.skipped += 1;
                 self.tally.failed(Exit::Partly);
+            }
+            Event::Got { request, left_out, failed } => {
+                self.requests_waiting.remove(request);
+                if *failed > 0 {
+                    self.file_failed = true;
+                    self.tally.failed(Exit::Refused);
+                }
+                if *left_out > 0 {
+                    self.tally.failed(Exit::Partly);
+                }
+            }
+            Event::Listed { request, entries, more } => {
+                self.requests_waiting.remove(request);
+                match entries.last().filter(|_| *more) {
+                    Some(last) => self.page = Some(last.path.clone()),
+                    None => self.tally.done(),
+                }
+            }
+            Event::RequestFailed { request, error } => {
+                self.requests_waiting.remove(request);
+                self.file_failed(error);
             }
             Event::TextDelivered { .. } => self.text_answered(None),
             Event::TextRefused { refusal, .. } => self.text_answered(Some(&Error::Refused(*refusal))),
@@ -130,8 +175,9 @@ pub fn run(
             Happening::Event(Event::StateChanged(State::Connected)) => {
                 printer.connected(client.peer_addr(), client.nickname().as_ref());
             }
+            Happening::Event(Event::RequestFailed { error: Error::Closed, .. }) => {}
             Happening::Event(event) => {
-                printer.event(&event);
+                say(&event, &plan, printer);
                 plan.hear(&event);
                 if let Event::Disconnected(error) = event {
                     return ended(&mut plan, signal, error, printer);
@@ -172,6 +218,17 @@ fn advance(client: &Client, plan: &mut Plan, feed: &mut Feed, printer: &mut Prin
                     return;
                 }
             }
+            Step::Get(path, name) => {
+                let label = path.to_string();
+                if !asked(client.get(&path, name.as_ref()), label, plan, printer) {
+                    return;
+                }
+            }
+            Step::List(after) => {
+                if !asked(client.list(after.as_ref()), "--list".to_owned(), plan, printer) {
+                    return;
+                }
+            }
             Step::SendText(text) => match client.send_text(plan.texts_for.as_ref(), &text) {
                 Ok(_) => {}
                 Err(Error::Closed) => return,
@@ -207,6 +264,35 @@ fn queued(sent: Result<TransferId, Error>, path: &Path, plan: &mut Plan, printer
     true
 }
 
+/// Gives `false` when the run is over.
+fn asked(asked: Result<RequestId, Error>, label: String, plan: &mut Plan, printer: &mut Printer) -> bool {
+    match asked {
+        Ok(id) => drop(plan.requests_waiting.insert(id, label)),
+        Err(Error::Closed) => {
+            plan.is_cut_off = true;
+            return false;
+        }
+        Err(error) => {
+            printer.error(&format!("{label}: {error}"));
+            plan.file_failed(&error);
+        }
+    }
+    true
+}
+
+/// What is said of a request needs its name.
+fn say(event: &Event, plan: &Plan, printer: &mut Printer) {
+    match event {
+        Event::Got { request, left_out, failed } => {
+            printer.got(plan.requests_waiting.get(request).map_or("", String::as_str), *left_out, *failed);
+        }
+        Event::RequestFailed { request, error } => {
+            printer.request_failed(plan.requests_waiting.get(request).map_or("", String::as_str), error);
+        }
+        event => printer.event(event),
+    }
+}
+
 /// After an answer to everything it does not matter how the connection ended.
 fn ended(plan: &mut Plan, signal: Option<i32>, error: Option<Error>, printer: &mut Printer) -> Exit {
     if let Some(signal) = signal {
@@ -229,7 +315,7 @@ mod tests {
     use super::*;
     use crate::cli::args::{Level, Output};
     use crate::cli::print::Run;
-    use postwire::{Config, Kind, Receipt, Refusal, TransferFailure};
+    use postwire::{Config, Kind, Receipt, TransferFailure};
     use std::time::Duration;
 
     fn plan(words: &[&str]) -> Plan {
@@ -251,6 +337,7 @@ mod tests {
             kind: Kind::File,
             peer: None,
             address: None,
+            request: None,
             source: None,
             name: Vec::new(),
             stored: Vec::new(),
@@ -269,6 +356,7 @@ mod tests {
             transfer,
             direction: Direction::Outgoing,
             peer: None,
+            request: None,
             source: None,
             name: Vec::new(),
             error: Error::Refused(Refusal::NoDirectory),

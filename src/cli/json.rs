@@ -4,7 +4,7 @@ use std::fmt::{Display, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use postwire::{escape, Direction, Error, Event, Kind, PeerInfo, Receipt, TransferFailure};
+use postwire::{escape, Direction, Error, Event, Kind, Listed, PeerInfo, Receipt, TransferFailure};
 
 use super::exec::{Ended, Outcome};
 use super::human;
@@ -156,6 +156,21 @@ pub fn exec_ended(ended: &Ended) -> Object {
     object.seconds("seconds", ended.elapsed)
 }
 
+/// A file or directory that the other side shares.
+pub fn listed(entry: &Listed) -> String {
+    let object = Object::new("entry").text("kind", kind(entry.kind)).bytes("name", &entry.path.to_bytes());
+    object.number("bytes", entry.size_bytes).number("mtime", entry.mtime_seconds).line()
+}
+
+/// What was asked for is not to be had.
+pub fn request_failed(name: &str, error: &Error) -> Object {
+    let object = Object::new("request_failed").text("name", name);
+    match error {
+        Error::Refused(refusal) => object.number("code", refusal.to_wire().0).error(Some(error)),
+        _ => object.error(Some(error)),
+    }
+}
+
 /// A file that will not be stored.
 pub fn failed(direction: Direction, name: &[u8], error: &Error) -> Object {
     let direction = match direction {
@@ -224,6 +239,7 @@ mod tests {
             kind: Kind::File,
             peer: Nickname::parse(b"b7").ok(),
             address: None,
+            request: None,
             source: None,
             name: b"a.bin".to_vec(),
             stored: b"a-1.bin".to_vec(),

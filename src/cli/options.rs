@@ -69,6 +69,14 @@ pub const TABLE: &[Row] = &[
     repeated(CLIENT, "text", "TEXT", "a text of at most 64 KiB", "send this text, after the files before it"),
     valued(CLIENT, "as", "NAME", "a name such as core.bin or logs/core.bin", "what the one file is called over there"),
     valued(CLIENT, "for", "NICK", "a nickname", "send the texts to NICK only"),
+    repeated(
+        CLIENT,
+        "get",
+        "NAME",
+        "a name such as core or crash/core",
+        "fetch this file or directory into --dir, or here",
+    ),
+    flag(CLIENT, "", "list", "list what the server shares"),
     flag(CLIENT, "", "stay", "stay in the room, reconnect for ever"),
     valued(CLIENT, "count", "N", COUNT, "with --stay: end after N texts and files"),
     valued(
@@ -80,6 +88,7 @@ pub const TABLE: &[Row] = &[
     ),
     valued(SERVER, "port-file", "PATH", "a path to write", "write the port there once it listens"),
     valued(BOTH, "dir", "DIR", "a directory", "store received files in DIR; without it none are taken"),
+    valued(BOTH, "share", "DIR", "a directory", "let the other side list and get what is in DIR"),
     valued(BOTH, "nick", "NAME", "1 to 32 of A-Z a-z 0-9 . _ -", "the nickname to ask for"),
     valued(BOTH, "if-exists", "WAY", "rename, replace or refuse", "a name is taken: rename (default), replace, refuse"),
     valued(BOTH, "max-file", "SIZE", SIZE, "the largest file to take"),

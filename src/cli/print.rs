@@ -77,6 +77,10 @@ impl Printer {
     }
 
     fn say_event(&mut self, event: &Event) {
+        if let Event::Listed { entries, .. } = event {
+            let line = |entry| if self.output.json { json::listed(entry) } else { human::listed(entry) };
+            return entries.iter().for_each(|entry| to_stdout(&line(entry)));
+        }
         if self.output.json {
             if let Some(line) = json::event(event) {
                 to_stdout(&line);
@@ -114,6 +118,26 @@ impl Printer {
         let name = path.as_os_str().as_encoded_bytes();
         let object = || json::failed(Direction::Outgoing, name, error).nullable("peer", None);
         self.object_or_line(object, Level::Error, &human::unsendable(&escape_path(path), error));
+    }
+
+    /// All that was asked for under this name has come, or what of it could not.
+    pub fn got(&mut self, name: &str, left_out: u32, failed: u32) {
+        if self.output.json {
+            let object = Object::new("got").text("name", name);
+            return to_stdout(&object.number("left_out", left_out).number("failed", failed).line());
+        }
+        if left_out > 0 {
+            self.say(Level::Error, &format!("\"{name}\": links and special files are left out ({left_out})"));
+        }
+        if failed > 0 {
+            self.say(Level::Error, &format!("\"{name}\": the other side could not read all of it ({failed} not sent)"));
+        }
+    }
+
+    /// What was asked for under this name is not to be had.
+    pub fn request_failed(&mut self, name: &str, error: &Error) {
+        let object = || json::request_failed(name, error);
+        self.object_or_line(object, Level::Error, &format!("\"{name}\": {error}"));
     }
 
     /// One of those who are connected, for `/who`.

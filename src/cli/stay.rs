@@ -109,6 +109,7 @@ mod tests {
             kind: Kind::File,
             peer: None,
             address: None,
+            request: None,
             source: None,
             name: b"a".to_vec(),
             stored: b"a".to_vec(),

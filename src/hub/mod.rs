@@ -23,10 +23,11 @@ use crate::error::{Error, Goodbye, Refusal, Result};
 use crate::event::{Event, Events, PeerInfo};
 use crate::name::{Nickname, SafeName, SafePath};
 use crate::session::{
-    greet_as_server, refuse, welcome, FrameReader, Handled, Mailbox, MakeInbound, Session, SessionContext,
+    greet_as_server, refuse, welcome, FrameReader, Handled, Mailbox, MailboxContext, MakeInbound, Session,
+    SessionContext,
 };
-use crate::storage::{Named, Store};
-use crate::transfer::{Budget, Holders, InboundContext, Pace, Report, TransferId, TransferIds};
+use crate::storage::{Named, Store, Top};
+use crate::transfer::{Budget, Holders, InboundContext, Pace, Report, Requests, TransferId, TransferIds};
 use crate::wire::{self, Message, Presence, RunId};
 use crate::worker::Lock;
 use member::{Called, Member, MemberOwner};
@@ -41,6 +42,7 @@ pub(crate) struct Hub {
     holders: Arc<Holders>,
     ids: Arc<TransferIds>,
     pace: Arc<Pace>,
+    share: Option<Arc<Top>>,
     state: Mutex<State>,
     /// Wakes who waits for a new peer, or for the last to leave.
     changed: Condvar,
@@ -80,6 +82,7 @@ impl Hub {
             holders: Arc::default(),
             ids: Arc::default(),
             pace: Arc::new(Pace::new(config.limit_rate)),
+            share: config.share.as_deref().map(Top::open).transpose()?.map(Arc::new),
             state: Mutex::default(),
             changed: Condvar::new(),
             config,
@@ -160,7 +163,7 @@ impl Hub {
             let owner =
                 MemberOwner { hub: Arc::clone(self), id, in_room: peer.in_room, address, called: called.clone() };
             let owner = Arc::new(owner);
-            let inbound = self.inbound(called.clone(), address);
+            let inbound = self.inbound(called.clone(), address, Arc::clone(&mailbox.requests));
             let context = SessionContext { mailbox, owner, inbound };
             let session = Session::new(Arc::clone(conn), peer, context);
             state.members.insert(info.id, Member { info: info.clone(), called, session: Arc::clone(&session) });
@@ -378,17 +381,21 @@ impl Hub {
         let (texts, files) = (self.events.clone(), self.events.clone());
         let text_report = move |report| texts.push(Event::from(report));
         let file_report = move |report| files.push(event_of(report, Some(&called.get()), None));
-        let (ids, pace) = (Arc::clone(&self.ids), Arc::clone(&self.pace));
-        Arc::new(Mailbox::new(ids, pace, text_report, file_report))
+        let answers = self.events.clone();
+        let context =
+            MailboxContext { ids: Arc::clone(&self.ids), pace: Arc::clone(&self.pace), share: self.share.clone() };
+        Arc::new(Mailbox::new(context, text_report, file_report, move |answer| answers.push(Event::from(answer))))
     }
 
     /// How the files of one peer come in.
-    fn inbound(self: &Arc<Self>, called: Called, address: SocketAddr) -> MakeInbound {
+    fn inbound(self: &Arc<Self>, called: Called, address: SocketAddr, requests: Arc<Requests>) -> MakeInbound {
         let hub = Arc::clone(self);
         Box::new(move |hooks| {
             let events = hub.events.clone();
             InboundContext {
                 store: hub.store.clone(),
+                takes_offers: hub.config.take_offers,
+                requests,
                 budget: Arc::clone(&hub.budget),
                 holders: Arc::clone(&hub.holders),
                 pulse: hooks.pulse,

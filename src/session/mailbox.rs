@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use super::texts::Texts;
 use crate::error::Refusal;
-use crate::transfer::{Outbound, Pace, Report, TransferIds};
+use crate::storage::Top;
+use crate::transfer::{Answer, Outbound, Pace, Report, Requests, Sharing, TransferIds};
 use crate::wire;
 use crate::worker::Lock;
 
@@ -15,10 +16,22 @@ pub(crate) enum TextReport {
     Refused { sequence: u64, refusal: Refusal },
 }
 
+/// What all mailboxes of a process share.
+pub(crate) struct MailboxContext {
+    pub(crate) ids: Arc<TransferIds>,
+    pub(crate) pace: Arc<Pace>,
+    /// The directory that the other side may list and get.
+    pub(crate) share: Option<Arc<Top>>,
+}
+
 /// See the module.
 pub(crate) struct Mailbox {
     pub(crate) texts: Texts,
     pub(crate) files: Arc<Outbound>,
+    /// What the other side may ask for.
+    pub(crate) sharing: Sharing,
+    /// What is asked of the other side.
+    pub(crate) requests: Arc<Requests>,
     link: Mutex<Link>,
 }
 
@@ -32,13 +45,19 @@ struct Link {
 
 impl Mailbox {
     pub(crate) fn new(
-        ids: Arc<TransferIds>,
-        pace: Arc<Pace>,
+        context: MailboxContext,
         text_report: impl Fn(TextReport) + Send + Sync + 'static,
         report: impl Fn(Report) + Send + Sync + 'static,
+        answer: impl Fn(Answer) + Send + Sync + 'static,
     ) -> Mailbox {
-        let files = Arc::new(Outbound::new(ids, pace, report));
-        Mailbox { texts: Texts::new(text_report), files, link: Mutex::default() }
+        let files = Arc::new(Outbound::new(context.ids, context.pace, report));
+        Mailbox {
+            texts: Texts::new(text_report),
+            sharing: Sharing::new(context.share, &files),
+            files,
+            requests: Arc::new(Requests::new(answer)),
+            link: Mutex::default(),
+        }
     }
 
     /// A connection stands; gives the number that stands for it.
@@ -47,6 +66,7 @@ impl Mailbox {
         link.epoch += 1;
         self.texts.attach(peer.text_window_bytes);
         self.files.attach(peer, Arc::clone(&wake));
+        self.requests.attach();
         link.wake = Some(wake);
         link.epoch
     }
@@ -57,6 +77,7 @@ impl Mailbox {
         if link.epoch == epoch {
             link.wake = None;
             self.files.detach();
+            self.requests.detach();
             self.texts.detach();
         }
     }
@@ -76,6 +97,6 @@ impl Mailbox {
 
     /// Whether everything was acknowledged.
     pub(crate) fn is_empty(&self) -> bool {
-        self.texts.is_empty() && self.files.is_idle()
+        self.texts.is_empty() && self.files.is_idle() && self.requests.is_empty()
     }
 }

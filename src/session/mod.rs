@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 pub(crate) use hello::{greet_as_client, greet_as_server, refuse, welcome};
-pub(crate) use mailbox::{Mailbox, TextReport};
+pub(crate) use mailbox::{Mailbox, MailboxContext, TextReport};
 pub(crate) use reader::FrameReader;
 
 use crate::config::{
@@ -254,7 +254,14 @@ impl Session {
                 Subject::Connection => return Err(Error::Refused(refusal)),
                 Subject::Text(number) => self.mailbox.texts.on_refused(number, refusal)?,
                 Subject::Transfer(number) => files.on_refused(number, refusal)?,
+                Subject::Request(number) => self.mailbox.requests.on_refused(number, refusal)?,
             },
+            Message::Get { request, path } => self.mailbox.sharing.on_get(request, path)?,
+            Message::List { request, after } => self.mailbox.sharing.on_list(request, after)?,
+            Message::Entry(entry) => self.mailbox.requests.on_entry(entry)?,
+            Message::Ended { request, more, left_out, failed } => {
+                self.mailbox.requests.on_ended(request, more, left_out, failed)?;
+            }
             Message::Ping(token) => self.turn.take().pong(token),
             Message::Pong(token) => self.heard.take().pong = token,
             Message::Presence(presence) => self.owner.presence(presence),

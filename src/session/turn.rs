@@ -273,6 +273,7 @@ impl Session {
             || !turn.rest.is_empty()
             || !self.inbound.has_nothing_to_say()
             || self.mailbox.texts.has_work()
+            || self.mailbox.requests.has_work()
             || self.may_say_goodbye(turn).is_some()
             || self.wants_writer(turn)
     }
@@ -311,6 +312,7 @@ impl Session {
             Message::Presence(presence).encode(out);
         }
         self.mailbox.texts.take(out);
+        self.mailbox.requests.control(out);
         if let Some(refusal) = turn.refused.take() {
             Message::Refused { subject: Subject::Connection, refusal }.encode(out);
         }

@@ -11,6 +11,7 @@ mod dir;
 mod existing;
 mod failure;
 mod housekeeping;
+mod listing;
 mod naming;
 mod origin;
 mod partial;
@@ -30,7 +31,8 @@ use rustix::io::Errno;
 pub(crate) use commit::{Committed, Done};
 pub(crate) use existing::Existing;
 pub(crate) use failure::Failure;
-pub(crate) use origin::{Named, Origin};
+pub(crate) use listing::{Page, Shared};
+pub(crate) use origin::{Named, Origin, Top};
 pub(crate) use partial::Partial;
 pub(crate) use source::Source;
 pub(crate) use stream::Stream;
@@ -205,8 +207,7 @@ impl Store {
 
     /// The directory of this name, made where it is missing.
     pub(crate) fn make_directory(&self, path: &SafePath) -> Result<Directory, Failure> {
-        let names: Vec<_> = path.directories().iter().chain([path.file_name()]).cloned().collect();
-        let place = Place::make(&self.root, &names, &self.anchors)
+        let place = Place::make(&self.root, path.names(), &self.anchors)
             .map_err(|error| self.failure("make the directory", path, error))?;
         let is_ours = self.anchors.is_ours(place.dir.id());
         Ok(Directory { place, path: path.clone(), is_ours, label: self.label(path) })

@@ -57,8 +57,7 @@ pub(super) fn give_name<Equal>(
 
 /// A path below a directory, as this side's log shows it.
 pub(super) fn below(top: &Path, path: &SafePath) -> PathBuf {
-    let names = path.directories().iter().chain([path.file_name()]);
-    top.join(names.map(SafeName::as_os_str).collect::<PathBuf>())
+    top.join(path.names().iter().map(SafeName::as_os_str).collect::<PathBuf>())
 }
 
 fn rename_new(dir: &Dir, from: &OsStr, to: &OsStr) -> Result<()> {

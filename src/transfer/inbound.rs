@@ -12,7 +12,7 @@ use super::compare::{Compare, Compared};
 use super::holders::{Hold, Holders, Pulse};
 use super::incoming::{Incoming, Stage};
 use super::ledger::Ledger;
-use super::{Direction, Kind, Receipt, Report, TransferFailure, TransferIds};
+use super::{Direction, Kind, Receipt, Report, RequestId, Requests, TransferFailure, TransferIds};
 use crate::config::OPEN_TRANSFERS_MAX;
 use crate::error::{Error, Refusal, Result};
 use crate::name::SafePath;
@@ -25,6 +25,10 @@ pub(crate) struct InboundContext {
     /// `None` refuses files.
     pub(crate) store: Option<Arc<Store>>,
     pub(crate) budget: Arc<Budget>,
+    /// Whether files are taken that were not asked for.
+    pub(crate) takes_offers: bool,
+    /// What was asked for.
+    pub(crate) requests: Arc<Requests>,
     /// Shared by all connections.
     pub(crate) holders: Arc<Holders>,
     /// This connection, for the others.
@@ -64,7 +68,8 @@ struct Files {
 }
 
 enum Job {
-    Offer(Offer),
+    /// With the request that it answers.
+    Offer(Offer, Option<RequestId>),
     /// Nobody else is to be waited for.
     Settled {
         number: u32,
@@ -145,9 +150,14 @@ impl Inbound {
     ///
     /// # Errors
     /// [`Error::Violation`], here and in the others.
-    pub(crate) fn on_offer(&self, offer: Offer) -> Result<()> {
+    pub(crate) fn on_offer(&self, mut offer: Offer) -> Result<()> {
         self.inner.ledger.take().offered(offer.transfer)?;
-        self.post(Job::Offer(offer))
+        let mut request = None;
+        if offer.request != 0 {
+            let (id, path) = self.inner.context.requests.name_here(offer.request, &offer.path)?;
+            (request, offer.path) = (Some(id), path);
+        }
+        self.post(Job::Offer(offer, request))
     }
 
     /// PROTOCOL 6.1 and 6.2: data came.
@@ -244,8 +254,8 @@ impl Inner {
         }
         let mut files = self.files.take();
         let result = match job {
-            Job::Offer(offer) => {
-                self.offered(&mut files, offer);
+            Job::Offer(offer, request) => {
+                self.offered(&mut files, offer, request);
                 Ok(())
             }
             Job::Settled { number } => {
@@ -272,13 +282,14 @@ impl Inner {
         }
     }
 
-    fn offered(self: &Arc<Self>, files: &mut Files, offer: Offer) {
+    fn offered(self: &Arc<Self>, files: &mut Files, offer: Offer, request: Option<RequestId>) {
         let number = offer.transfer;
         let path = SafePath::parse(&offer.path);
         let id = self.context.ids.next();
         let kind = Kind::from_wire(offer.kind);
         let refusal = match (&self.context.store, &path) {
             (None, _) => Some(Refusal::NoDirectory),
+            _ if request.is_none() && !self.context.takes_offers => Some(Refusal::NoDirectory),
             _ if kind.is_none() => Some(Refusal::Unsupported),
             (_, Err(_)) => Some(Refusal::BadName),
             _ => None,
@@ -293,7 +304,7 @@ impl Inner {
             content_crc: offer.content_crc,
             is_stream: kind == Kind::Stream,
         };
-        let file = Incoming::new(id, kind, meta);
+        let file = Incoming::new(id, kind, request, meta);
         let large = file.is_large();
         files.open.insert(number, file);
         if let Some(refusal) = refusal {
@@ -631,6 +642,7 @@ impl Inner {
             transfer: file.id,
             direction: Direction::Incoming,
             kind: file.kind,
+            request: file.request,
             peer: None,
             address: None,
             source: None,
@@ -660,6 +672,7 @@ impl Inner {
             transfer: file.id,
             direction: Direction::Incoming,
             peer: None,
+            request: file.request,
             source: None,
             name: file.meta.path.to_bytes(),
             error,

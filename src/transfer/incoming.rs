@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::coverage::Coverage;
 use super::holders::Hold;
-use super::{Direction, Kind, Progress, TransferId};
+use super::{Direction, Kind, Progress, RequestId, TransferId};
 use crate::config::{block_bytes, DAMAGED_CHUNKS_MAX, REPAIRS_MAX};
 use crate::error::{Error, Refusal, Result};
 use crate::storage::{Existing, Meta, Partial};
@@ -18,6 +18,8 @@ pub(super) struct Incoming {
     pub(super) id: TransferId,
     pub(super) meta: Meta,
     pub(super) kind: Kind,
+    /// Our request that it answers.
+    pub(super) request: Option<RequestId>,
     pub(super) started: Instant,
     pub(super) stage: Stage,
     /// Let go after the partial in `stage`.
@@ -58,11 +60,12 @@ pub(super) enum Stage {
 }
 
 impl Incoming {
-    pub(super) fn new(id: TransferId, kind: Kind, meta: Meta) -> Incoming {
+    pub(super) fn new(id: TransferId, kind: Kind, request: Option<RequestId>, meta: Meta) -> Incoming {
         Incoming {
             id,
             meta,
             kind,
+            request,
             started: Instant::now(),
             stage: Stage::Waiting,
             hold: None,

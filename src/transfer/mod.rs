@@ -14,6 +14,8 @@ mod ledger;
 mod outbound;
 mod outgoing;
 mod pace;
+mod requests;
+mod sharing;
 mod window;
 
 use std::net::SocketAddr;
@@ -31,6 +33,9 @@ pub(crate) use holders::{Holders, Pulse};
 pub(crate) use inbound::{Inbound, InboundContext};
 pub(crate) use outbound::Outbound;
 pub(crate) use pace::Pace;
+pub(crate) use requests::{Answer, Requests};
+pub use requests::{Listed, RequestId};
+pub(crate) use sharing::Sharing;
 
 /// Which side a transfer's bytes go to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +115,8 @@ pub struct Receipt {
     pub peer: Option<Nickname>,
     /// The other end of the connection that brought it (incoming only).
     pub address: Option<SocketAddr>,
+    /// The request of this side that it answers.
+    pub request: Option<RequestId>,
     /// The file that was sent (outgoing only; `None` for standard input and the like).
     pub source: Option<PathBuf>,
     /// The name as offered, unescaped.
@@ -141,6 +148,8 @@ pub struct TransferFailure {
     pub direction: Direction,
     /// The other side's nickname; `None`: a server.
     pub peer: Option<Nickname>,
+    /// The request of this side that it would have answered.
+    pub request: Option<RequestId>,
     /// The file that was to be sent (outgoing only).
     pub source: Option<PathBuf>,
     /// The name as offered, unescaped.

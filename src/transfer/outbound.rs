@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 use super::outgoing::{Content, Finishing, Offered, Opening, Outgoing, Phase, Step};
 use super::pace::Pace;
 use super::window::Window;
-use super::{Direction, Report, TransferFailure, TransferId, TransferIds};
-use crate::config::{block_bytes, BLOCK_BYTES_LEAST, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, SUMS_PER_FRAME, TREE_STEP};
+use super::{Direction, Kind, Report, TransferFailure, TransferId, TransferIds};
+use crate::config::{
+    block_bytes, BLOCK_BYTES_LEAST, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, REQUESTS_MAX, SUMS_PER_FRAME, TREE_STEP,
+};
 use crate::error::{Error, Refusal, Result};
 use crate::name::SafePath;
-use crate::storage::{self, Found, Named, Origin, Stream, Tree};
-use crate::wire::{self, seal_chunk, CancelReason, Message, CHUNK_HEAD_BYTES};
+use crate::storage::{self, Found, Named, Origin, Page, Shared, Stream, Tree};
+use crate::wire::{self, seal_chunk, CancelReason, Message, Subject, CHUNK_HEAD_BYTES};
 use crate::worker::{spawn, Lock};
 
 /// See the module.
@@ -59,8 +61,20 @@ struct Link {
     pace: Arc<Pace>,
     sent: u64,
     credit: u64,
-    /// SUMS and CANCEL, ready to go.
+    /// SUMS, CANCEL and answers to requests, ready to go.
     ready: VecDeque<Message>,
+    last_request: u32,
+    /// Requests of the other side that are not ended.
+    asked: BTreeMap<u32, Asked>,
+}
+
+/// A request of the other side.
+#[derive(Default)]
+struct Asked {
+    /// Transfers that answer it and have not ended.
+    open: usize,
+    left_out: u32,
+    failed: u32,
 }
 
 /// What [`Outbound::fill`] does next, outside the lock.
@@ -99,34 +113,97 @@ impl Outbound {
     /// [`Error::File`] where it can't be read.
     pub(crate) fn add_path(&self, path: &Path, name: &SafePath) -> Result<TransferId> {
         Ok(match Named::look(path)? {
-            Named::File(origin) => self.add(name, Content::File(origin)),
-            Named::Tree(top) => self.add_tree(Tree::new(top, name.clone())?),
+            Named::File(origin) => self.add(0, name, Content::File(origin)),
+            Named::Tree(top) => self.add_tree(0, Tree::new(top, name.clone())?),
             Named::Stream(stream) => self.add_stream(stream, name),
         })
     }
 
     /// Takes a stream to send under `name`.
     pub(crate) fn add_stream(&self, stream: Stream, name: &SafePath) -> TransferId {
-        self.add(name, Content::Stream(Arc::new(stream)))
+        self.add(0, name, Content::Stream(Arc::new(stream)))
     }
 
-    fn add_tree(&self, tree: Tree) -> TransferId {
+    fn add_tree(&self, request: u32, tree: Tree) -> TransferId {
         let id = self.ids.next();
         {
             let mut state = self.state.take();
             let top = Content::Directory { path: tree.path(), mtime: storage::Time::default(), mode: 0, is_top: true };
-            state.files.insert(id, Outgoing::new(id, tree.name(), top));
+            state.insert(Outgoing::new(id, request, tree.name(), top));
             state.trees.push_back((id, tree));
         }
         self.wake();
         id
     }
 
-    fn add(&self, name: &SafePath, content: Content) -> TransferId {
+    fn add(&self, request: u32, name: &SafePath, content: Content) -> TransferId {
         let id = self.ids.next();
-        self.state.take().add(Outgoing::new(id, name, content));
+        self.state.take().add(Outgoing::new(id, request, name, content));
         self.wake();
         id
+    }
+
+    /// PROTOCOL 9.1: the other side asks for something; gives the connection that it did so on.
+    ///
+    /// # Errors
+    /// [`Error::Violation`].
+    pub(crate) fn asked(&self, number: u32) -> Result<u32> {
+        let mut state = self.state.take();
+        let epoch = state.epoch;
+        let Some(link) = &mut state.link else { return Ok(epoch) };
+        if number <= link.last_request {
+            return Err(Error::violation("9.1", "a request number used twice"));
+        }
+        if link.asked.len() >= REQUESTS_MAX {
+            return Err(Error::violation("9.1", "too many open requests"));
+        }
+        link.last_request = number;
+        link.asked.insert(number, Asked::default());
+        Ok(epoch)
+    }
+
+    /// PROTOCOL 9.2: what was asked for is offered.
+    pub(crate) fn answer_get(&self, epoch: u32, number: u32, shared: Shared) {
+        if self.state.take().epoch != epoch {
+            return;
+        }
+        match shared {
+            Shared::File(origin, name) => self.add(number, &name, Content::File(origin)),
+            Shared::Tree(tree) => self.add_tree(number, tree),
+        };
+    }
+
+    /// PROTOCOL 9.4: what was asked for is told.
+    pub(crate) fn answer_list(&self, epoch: u32, number: u32, page: &Page) {
+        let entries = page.entries.iter().map(|entry| {
+            let kind = if entry.is_directory { Kind::Directory } else { Kind::File };
+            Message::Entry(wire::Entry {
+                request: number,
+                kind: kind.to_wire(),
+                size: entry.size,
+                mtime: entry.mtime.into(),
+                path: entry.path.to_bytes(),
+            })
+        });
+        let ended = Message::Ended { request: number, more: page.more, left_out: 0, failed: 0 };
+        self.end_request(epoch, number, entries.chain([ended]));
+    }
+
+    /// PROTOCOL 9.2 and 9.4: it is not to be had.
+    pub(crate) fn refuse_request(&self, epoch: u32, number: u32, refusal: Refusal) {
+        let refused = Message::Refused { subject: Subject::Request(number), refusal };
+        self.end_request(epoch, number, [refused]);
+    }
+
+    fn end_request(&self, epoch: u32, number: u32, messages: impl IntoIterator<Item = Message>) {
+        {
+            let mut state = self.state.take();
+            let current = state.epoch == epoch;
+            let Some(link) = state.link.as_mut().filter(|_| current) else { return };
+            link.asked.remove(&number);
+            link.ready.extend(messages);
+        }
+        self.wake();
     }
 
     /// A connection stands: everything without a receipt is offered on it. `wake` is called when there is something to send.
@@ -145,8 +222,11 @@ impl Outbound {
             sent: 0,
             credit: 0,
             ready: VecDeque::new(),
+            last_request: 0,
+            asked: BTreeMap::new(),
         });
         state.sending.clear();
+        state.forget_requested();
         for file in state.files.values_mut() {
             file.phase = Phase::Waiting;
         }
@@ -155,7 +235,9 @@ impl Outbound {
 
     /// The connection is gone.
     pub(crate) fn detach(&self) {
-        self.state.take().link = None;
+        let mut state = self.state.take();
+        state.link = None;
+        state.forget_requested();
     }
 
     /// Whether every file has its receipt or failed.
@@ -228,7 +310,8 @@ impl Outbound {
 
     /// Goes on through a tree, a few entries at a time.
     fn walk(&self, top: TransferId, mut tree: Tree) {
-        let is_through = self.walk_on(top, &mut tree);
+        let request = self.state.take().files.get(&top).map(|file| file.request);
+        let is_through = request.is_none_or(|request| self.walk_on(top, request, &mut tree));
         {
             let mut state = self.state.take();
             state.walking = None;
@@ -241,14 +324,14 @@ impl Outbound {
     }
 
     /// Gives whether the top was reached, which is the last.
-    fn walk_on(&self, top: TransferId, tree: &mut Tree) -> bool {
+    fn walk_on(&self, top: TransferId, request: u32, tree: &mut Tree) -> bool {
         for found in tree.take(TREE_STEP) {
             match found {
-                Found::File { origin, name } => self.found(&name, Content::File(origin)),
+                Found::File { origin, name } => self.found(request, &name, Content::File(origin)),
                 Found::Directory { name, path, mtime, mode, is_top } => {
                     let content = Content::Directory { path, mtime, mode, is_top };
                     if !is_top {
-                        self.found(&name, content);
+                        self.found(request, &name, content);
                         continue;
                     }
                     let state = &mut *self.state.take();
@@ -258,12 +341,17 @@ impl Outbound {
                     }
                     return true;
                 }
-                Found::Skipped { path, why } => (self.report)(Report::Skipped { path, why }),
+                Found::Skipped { path, why } => {
+                    self.state.take().count(request, |asked| asked.left_out = asked.left_out.saturating_add(1));
+                    (self.report)(Report::Skipped { path, why });
+                }
                 Found::Unreadable { path, name, error } => {
+                    self.state.take().count(request, |asked| asked.failed = asked.failed.saturating_add(1));
                     (self.report)(Report::Failed(TransferFailure {
                         transfer: self.ids.next(),
                         direction: Direction::Outgoing,
                         peer: None,
+                        request: None,
                         source: Some(path),
                         name: name.to_bytes(),
                         error,
@@ -274,8 +362,8 @@ impl Outbound {
         false
     }
 
-    fn found(&self, name: &SafePath, content: Content) {
-        let file = Outgoing::new(self.ids.next(), name, content);
+    fn found(&self, request: u32, name: &SafePath, content: Content) {
+        let file = Outgoing::new(self.ids.next(), request, name, content);
         self.state.take().add(file);
     }
 
@@ -303,6 +391,7 @@ impl Outbound {
             mtime: offered.mtime,
             mode,
             content_crc: offered.content_crc,
+            request: file.request,
             path: file.name.clone(),
         };
         Message::Offer(offer).encode(out);
@@ -432,6 +521,8 @@ impl Outbound {
             if state.epoch == epoch {
                 state.cancel(id, reason);
             }
+            let request = state.files.get(&id).map_or(0, |file| file.request);
+            state.count(request, |asked| asked.failed = asked.failed.saturating_add(1));
             state.remove(id)
         };
         if let Some(file) = file {
@@ -603,8 +694,46 @@ impl State {
     fn add(&mut self, file: Outgoing) {
         let line = if file.is_directory() { &mut self.directories } else { &mut self.waiting };
         line.push_back(file.id);
+        self.insert(file);
+    }
+
+    fn insert(&mut self, file: Outgoing) {
         self.plain += usize::from(!file.is_directory());
+        self.count(file.request, |asked| asked.open += 1);
         self.files.insert(file.id, file);
+    }
+
+    /// Changes what is counted of an open request.
+    fn count(&mut self, request: u32, change: impl FnOnce(&mut Asked)) {
+        if let Some(asked) = self.link.as_mut().and_then(|link| link.asked.get_mut(&request)) {
+            change(asked);
+        }
+    }
+
+    /// PROTOCOL 9.3: the last transfer that answers a request has ended.
+    fn end_answered(&mut self, request: u32) {
+        let Some(link) = &mut self.link else { return };
+        let Some(asked) = link.asked.get_mut(&request) else { return };
+        asked.open = asked.open.saturating_sub(1);
+        if asked.open == 0 {
+            let (left_out, failed) = (asked.left_out, asked.failed);
+            link.asked.remove(&request);
+            link.ready.push_back(Message::Ended { request, more: false, left_out, failed });
+        }
+    }
+
+    /// PROTOCOL 9.5: the other side asks again on its next connection.
+    fn forget_requested(&mut self) {
+        for (_, file) in std::mem::take(&mut self.files) {
+            if file.request == 0 {
+                self.files.insert(file.id, file);
+            } else {
+                file.close();
+            }
+        }
+        let files = &self.files;
+        self.plain = files.values().filter(|file| !file.is_directory()).count();
+        self.trees.retain(|(top, _)| files.contains_key(top));
     }
 
     /// Everything is to be offered from the start: files in order, directories after what they hold.
@@ -642,6 +771,7 @@ impl State {
     fn remove(&mut self, id: TransferId) -> Option<Outgoing> {
         let mut file = self.files.remove(&id)?;
         self.plain -= usize::from(!file.is_directory());
+        self.end_answered(file.request);
         if let Some(link) = &mut self.link {
             match &mut file.phase {
                 Phase::Waiting => return Some(file),

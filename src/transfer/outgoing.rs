@@ -19,6 +19,8 @@ pub(super) struct Outgoing {
     pub(super) id: TransferId,
     /// Its number on this connection, once it is offered (PROTOCOL 5.1).
     pub(super) number: u32,
+    /// The other side's GET that it answers, or 0 (PROTOCOL 9.2).
+    pub(super) request: u32,
     pub(super) content: Content,
     /// The path that is offered, as bytes.
     pub(super) name: Vec<u8>,
@@ -123,10 +125,11 @@ impl Content {
 }
 
 impl Outgoing {
-    pub(super) fn new(id: TransferId, name: &SafePath, content: Content) -> Outgoing {
+    pub(super) fn new(id: TransferId, request: u32, name: &SafePath, content: Content) -> Outgoing {
         Outgoing {
             id,
             number: 0,
+            request,
             content,
             name: name.to_bytes(),
             started: Instant::now(),
@@ -263,6 +266,7 @@ impl Outgoing {
             direction: Direction::Outgoing,
             peer: None,
             address: None,
+            request: None,
             kind: self.content.kind(),
             source: self.content.path(),
             name: self.name.clone(),
@@ -282,6 +286,7 @@ impl Outgoing {
             transfer: self.id,
             direction: Direction::Outgoing,
             peer: None,
+            request: None,
             source: self.content.path(),
             name: self.name,
             error,

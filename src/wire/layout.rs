@@ -23,6 +23,10 @@ pub(super) const SUMS: u8 = 0xa5;
 pub(super) const FINISH: u8 = 0xa6;
 pub(super) const RECEIPT: u8 = 0xa7;
 pub(super) const CANCEL: u8 = 0xa8;
+pub(super) const GET: u8 = 0xa9;
+pub(super) const LIST: u8 = 0xaa;
+pub(super) const ENTRY: u8 = 0xab;
+pub(super) const ENDED: u8 = 0xac;
 pub(super) const PRESENCE: u8 = 0xc0;
 
 /// Type and length.
@@ -45,13 +49,16 @@ pub(super) fn layout(frame_type: u8) -> Option<(usize, usize)> {
         NAMED => (0, NICKNAME_BYTES_MAX),
         PING | PONG | TEXT_ACK => (8, 0),
         TEXT => (26, 2 * NICKNAME_BYTES_MAX + TEXT_BYTES_MAX),
-        OFFER => (33, PATH_BYTES_MAX),
+        OFFER => (37, PATH_BYTES_MAX),
         SEND | ACK | REPAIR => (20, 0),
         CHUNK => (12, CHUNK_BYTES_MAX),
         SUMS => (8, 4 * SUMS_PER_FRAME),
         FINISH => (17, 0),
         RECEIPT => (25, PATH_BYTES_MAX),
         CANCEL => (6, 0),
+        GET | LIST => (4, PATH_BYTES_MAX),
+        ENTRY => (25, PATH_BYTES_MAX),
+        ENDED => (13, 0),
         PRESENCE => (0, 2 + 2 * NICKNAME_BYTES_MAX),
         0xc1..=0xff => (0, SKIPPED_TAIL_BYTES_MAX),
         _ => return None,

@@ -40,6 +40,10 @@ pub enum Message {
     Finish { transfer: u32, size: u64, crc: u32, grew: bool },
     Receipt(Receipt),
     Cancel { transfer: u32, reason: CancelReason },
+    Get { request: u32, path: Vec<u8> },
+    List { request: u32, after: Vec<u8> },
+    Entry(Entry),
+    Ended { request: u32, more: bool, left_out: u32, failed: u32 },
     Presence(Presence),
 }
 
@@ -65,6 +69,7 @@ pub enum Subject {
     Connection,
     Text(u64),
     Transfer(u32),
+    Request(u32),
 }
 
 /// PROTOCOL 4.
@@ -96,6 +101,18 @@ pub struct Offer {
     pub mtime: Time,
     pub mode: u32,
     pub content_crc: u32,
+    pub request: u32,
+    pub path: Vec<u8>,
+}
+
+/// PROTOCOL 9.4.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Entry {
+    pub request: u32,
+    pub kind: u8,
+    pub size: u64,
+    pub mtime: Time,
     pub path: Vec<u8>,
 }
 
@@ -179,6 +196,10 @@ impl Message {
             Message::Finish { .. } => layout::FINISH,
             Message::Receipt(_) => layout::RECEIPT,
             Message::Cancel { .. } => layout::CANCEL,
+            Message::Get { .. } => layout::GET,
+            Message::List { .. } => layout::LIST,
+            Message::Entry(_) => layout::ENTRY,
+            Message::Ended { .. } => layout::ENDED,
             Message::Presence(_) => layout::PRESENCE,
         }
     }
@@ -209,6 +230,7 @@ impl Message {
                     Subject::Connection => (0, 0),
                     Subject::Text(number) => (1, *number),
                     Subject::Transfer(number) => (2, u64::from(*number)),
+                    Subject::Request(number) => (3, u64::from(*number)),
                 };
                 let (code, detail) = refusal.to_wire();
                 out.push(kind);
@@ -231,10 +253,10 @@ impl Message {
                 out.write_u32::<BigEndian>(offer.transfer)?;
                 out.push(offer.kind);
                 out.write_u64::<BigEndian>(offer.size)?;
-                out.write_i64::<BigEndian>(offer.mtime.seconds)?;
-                out.write_u32::<BigEndian>(offer.mtime.nanoseconds)?;
+                write_time(offer.mtime, out)?;
                 out.write_u32::<BigEndian>(offer.mode)?;
                 out.write_u32::<BigEndian>(offer.content_crc)?;
+                out.write_u32::<BigEndian>(offer.request)?;
             }
             Message::Send { transfer, have: first, credit: second }
             | Message::Ack { transfer, received: first, credit: second }
@@ -273,6 +295,19 @@ impl Message {
                     CancelReason::Other(code) => *code,
                 })?;
             }
+            Message::Get { request, .. } | Message::List { request, .. } => out.write_u32::<BigEndian>(*request)?,
+            Message::Entry(entry) => {
+                out.write_u32::<BigEndian>(entry.request)?;
+                out.push(entry.kind);
+                out.write_u64::<BigEndian>(entry.size)?;
+                write_time(entry.mtime, out)?;
+            }
+            Message::Ended { request, more, left_out, failed } => {
+                out.write_u32::<BigEndian>(*request)?;
+                out.push(u8::from(*more));
+                out.write_u32::<BigEndian>(*left_out)?;
+                out.write_u32::<BigEndian>(*failed)?;
+            }
         }
         Ok(())
     }
@@ -291,6 +326,9 @@ impl Message {
             Message::Chunk(chunk) => out.extend_from_slice(&chunk.data),
             Message::Sums { crcs, .. } => crcs.iter().for_each(|crc| out.extend_from_slice(&crc.to_be_bytes())),
             Message::Receipt(receipt) => out.extend_from_slice(&receipt.stored),
+            Message::Get { path, .. } | Message::List { after: path, .. } | Message::Entry(Entry { path, .. }) => {
+                out.extend_from_slice(path);
+            }
             Message::Presence(Presence::Joined(who)) => {
                 out.push(1);
                 out.extend_from_slice(who.as_str().as_bytes());
@@ -349,6 +387,7 @@ impl Parse<'_> {
                     0 => Subject::Connection,
                     1 => Subject::Text(number),
                     2 => Subject::Transfer(u32::try_from(number).map_err(|_| bad("number"))?),
+                    3 => Subject::Request(u32::try_from(number).map_err(|_| bad("number"))?),
                     _ => return Err(bad("subject")),
                 };
                 Message::Refused { subject, refusal: Refusal::from_wire(self.u16()?, self.u64()?) }
@@ -363,12 +402,10 @@ impl Parse<'_> {
                 transfer: self.u32()?,
                 kind: self.u8()?,
                 size: self.u64()?,
-                mtime: Time {
-                    seconds: self.u64()?.cast_signed_compat(),
-                    nanoseconds: Some(self.u32()?).filter(|&ns| ns < 1_000_000_000).ok_or(bad("mtime_nanoseconds"))?,
-                },
+                mtime: self.time()?,
                 mode: self.u32()?,
                 content_crc: self.u32()?,
+                request: self.u32()?,
                 path: tail,
             }),
             layout::SEND => Message::Send { transfer: self.u32()?, have: self.u64()?, credit: self.u64()? },
@@ -412,6 +449,21 @@ impl Parse<'_> {
                 };
                 Message::Cancel { transfer, reason }
             }
+            layout::GET => Message::Get { request: self.u32()?, path: tail },
+            layout::LIST => Message::List { request: self.u32()?, after: tail },
+            layout::ENTRY => Message::Entry(Entry {
+                request: self.u32()?,
+                kind: self.u8()?,
+                size: self.u64()?,
+                mtime: self.time()?,
+                path: tail,
+            }),
+            layout::ENDED => Message::Ended {
+                request: self.u32()?,
+                more: self.u8()? & 1 != 0,
+                left_out: self.u32()?,
+                failed: self.u32()?,
+            },
             layout::PRESENCE => Message::Presence(presence(&tail).map_err(|()| bad("nickname"))?),
             got => return Err(WireError::UnknownType { got }),
         })
@@ -480,6 +532,12 @@ impl Parse<'_> {
         }
     }
 
+    fn time(&mut self) -> Result<Time, WireError> {
+        let seconds = self.u64()?.cast_signed_compat();
+        let nanoseconds = Some(self.u32()?).filter(|&ns| ns < 1_000_000_000).ok_or((self.bad)("mtime_nanoseconds"))?;
+        Ok(Time { seconds, nanoseconds })
+    }
+
     fn run(&mut self) -> Result<RunId, WireError> {
         let mut run = [0; 16];
         std::io::Read::read_exact(&mut self.fixed, &mut run).map_err(|_| (self.bad)("run"))?;
@@ -531,6 +589,11 @@ fn seal(frame: &mut [u8], crcs: usize) -> u32 {
     hasher.update(tail_field);
     head_field.copy_from_slice(&hasher.finalize().to_be_bytes());
     tail_crc
+}
+
+fn write_time(time: Time, out: &mut Vec<u8>) -> std::io::Result<()> {
+    out.write_i64::<BigEndian>(time.seconds)?;
+    out.write_u32::<BigEndian>(time.nanoseconds)
 }
 
 fn presence(tail: &[u8]) -> Result<Presence, ()> {
