@@ -90,6 +90,18 @@ pub fn client_spawn(arguments: &[&str]) -> Running {
     Running::spawn(command)
 }
 
+/// Waits until somebody has written this file; gives its text.
+pub fn wait_for_file(path: &str) -> String {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(text) = fs::read_to_string(path).ok().filter(|text| !text.is_empty()) {
+            return text;
+        }
+        assert!(Instant::now() < deadline, "nobody writes {path}");
+        thread::park_timeout(LOOK_AGAIN);
+    }
+}
+
 impl Server {
     /// Starts a server with further arguments, and waits until it listens.
     pub fn start(arguments: &[&str]) -> Server {
