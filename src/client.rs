@@ -15,7 +15,7 @@ use crate::event::{Event, Events, State, Text};
 use crate::hub::{check_text, encode_text, event_of, introduction, offered_name, random_run, receive_budget, Seen};
 use crate::name::{Nickname, SafePath};
 use crate::session::{greet_as_client, Handled, Hooks, Mailbox, MailboxContext, Owner, Session, SessionContext};
-use crate::storage::{Store, Stream, Top};
+use crate::storage::{Pipe, Store, Stream, Top};
 use crate::transfer::{Budget, Holders, InboundContext, Pace, RequestId, Requests, TransferId, TransferIds};
 use crate::wire::{self, Presence, RunId};
 use crate::worker::{spawn, Lock};
@@ -33,6 +33,7 @@ struct Shared {
     run: RunId,
     events: Events,
     store: Option<Arc<Store>>,
+    pipe: Option<Pipe>,
     budget: Arc<Budget>,
     holders: Arc<Holders>,
     ids: Arc<TransferIds>,
@@ -100,6 +101,7 @@ impl Client {
             run,
             events,
             store,
+            pipe: config.sink.clone().map(Pipe::new),
             budget: Arc::new(Budget::new(receive_budget(&config))),
             holders: Arc::default(),
             ids,
@@ -248,7 +250,7 @@ impl Client {
     /// # Errors
     /// [`Error::Closed`]; [`Error::Argument`] without [`Config::dir`].
     pub fn get(&self, path: &SafePath, name: Option<&SafePath>) -> Result<RequestId> {
-        if self.shared.store.is_none() {
+        if self.shared.store.is_none() && self.shared.pipe.is_none() {
             let expected = "a directory to store what is asked for";
             return Err(Error::Argument { what: "configuration", got: "no dir".to_owned(), expected });
         }
@@ -374,7 +376,8 @@ impl Shared {
         self.set_state(State::Connecting);
         let conn = Arc::new(dial(&self.name, &addresses, self.config.connect_timeout)?);
         let wish = self.link.take().wish.clone();
-        let me = introduction(self.run, &self.config, self.store.is_some() && self.config.take_offers);
+        let takes_files = (self.store.is_some() || self.pipe.is_some()) && self.config.take_offers;
+        let me = introduction(self.run, &self.config, takes_files);
         let me = wire::Peer { nickname: wish, ..me };
         let (peer, nickname, reader) = greet_as_client(&conn, &me)?;
         let address = conn.peer_addr();
@@ -382,6 +385,7 @@ impl Shared {
         let (shared, events) = (Arc::clone(self), self.events.clone());
         let inbound = Box::new(move |hooks: Hooks| InboundContext {
             store: shared.store.clone(),
+            pipe: shared.pipe.clone(),
             takes_offers: shared.config.take_offers,
             requests: Arc::clone(&shared.mailbox.requests),
             budget: Arc::clone(&shared.budget),

@@ -2,7 +2,10 @@
 //!
 //! Nothing else in the crate holds a bare number that bounds what a peer or a disk can do. Zero never means unlimited.
 
+use std::fmt;
+use std::io::Write;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::name::Nickname;
@@ -220,6 +223,8 @@ pub enum IfExists {
 pub struct Config {
     /// Where received files go; `None` refuses them.
     pub dir: Option<PathBuf>,
+    /// Takes one file instead of [`Config::dir`]: it is written there in order, checked, and never durable.
+    pub sink: Option<Sink>,
     /// Take files that the other side offers unasked; without it only what was asked for comes into [`Config::dir`].
     pub take_offers: bool,
     /// What the other side may list and get; `None` shares nothing.
@@ -254,6 +259,24 @@ pub struct Config {
     pub retry: Retry,
 }
 
+/// Where one file goes, to be written in order: standard output, a pipe. Clones are handles to the same one.
+#[derive(Clone)]
+pub struct Sink(pub(crate) Arc<Mutex<Box<dyn Write + Send>>>);
+
+impl Sink {
+    /// Writes to `out`, which is flushed at the end of the file.
+    #[must_use]
+    pub fn new(out: impl Write + Send + 'static) -> Sink {
+        Sink(Arc::new(Mutex::new(Box::new(out))))
+    }
+}
+
+impl fmt::Debug for Sink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sink")
+    }
+}
+
 /// How long a client tries to get a connection, or to get one back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retry {
@@ -269,6 +292,7 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             dir: None,
+            sink: None,
             take_offers: true,
             share: None,
             nick: None,

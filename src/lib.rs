@@ -86,7 +86,7 @@ pub mod wire;
 mod worker;
 
 pub use client::Client;
-pub use config::{Config, IfExists, Retry};
+pub use config::{Config, IfExists, Retry, Sink};
 pub use error::{Error, Goodbye, Refusal, Result, Violation, WireError};
 pub use event::{Event, PeerInfo, State, Text};
 pub use name::{escape, escape_path, Nickname, SafeName, SafePath, Unsafe};

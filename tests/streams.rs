@@ -176,3 +176,105 @@ fn a_tar_pipe_keeps_links() {
     assert!(untar.success());
     assert_eq!(fs::read_link(format!("{back}/link")).unwrap(), std::path::Path::new("nowhere"));
 }
+
+/// A server that writes one file to its standard output, which goes into a file.
+fn piping_server(scratch: &Scratch, name: &str) -> (Server, String) {
+    let path = scratch.path(name);
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec \"$@\" > \"$0\"", &path, BINARY]);
+    (Server::start_by(command, &["--stdout"]), path)
+}
+
+#[test]
+fn a_server_writes_one_file_to_standard_output_and_ends() {
+    let scratch = Scratch::new();
+    for (size, is_stream) in
+        [(0, true), (10, false), (10, true), (262_145, false), (7_000_000, false), (7_000_000, true)]
+    {
+        let source = scratch.file("source", size, size + 1);
+        let (mut server, out) = piping_server(&scratch, "out");
+        let run = match is_stream {
+            true => client_fed(&["--to", &server.address(), "--file", "-", "--as", "x"], &fs::read(&source).unwrap()),
+            false => client(&["--to", &server.address(), &source]),
+        };
+        run.assert_code(0);
+        run.assert(run.stderr.contains("not durable"), "nobody says that it is on a disk");
+        server.wait().assert_code(0);
+        assert_same_file(&source, &out);
+    }
+}
+
+#[test]
+fn what_goes_to_standard_output_goes_on_after_breaks_and_damage() {
+    let scratch = Scratch::new();
+    let source = scratch.file("source", 6_000_000, 7);
+    for is_stream in [false, true] {
+        let (mut server, out) = piping_server(&scratch, "out");
+        let cut = |bytes| {
+            let flip_bits = vec![300_000 * 8, 600_000 * 8];
+            [Line { reset_after_bytes: Some(bytes), flip_bits, ..Line::default() }, Line::default()]
+        };
+        let by_connection = [900_000, 1_700_000, 300_001, 2_000_000].map(cut).to_vec();
+        let proxy = proxy(&server, Faults { by_connection, ..Faults::default() });
+        let address = proxy.address().to_string();
+        let arguments = ["--to", address.as_str(), "--retry", "20s"];
+        let run = match is_stream {
+            true => client_fed(&[&arguments[..], &["--file", "-", "--as", "x"]].concat(), &fs::read(&source).unwrap()),
+            false => client(&[&arguments[..], &[source.as_str()]].concat()),
+        };
+        run.assert_code(0);
+        server.wait().assert_code(0);
+        assert_same_file(&source, &out);
+        assert!(proxy.connections() >= 5);
+    }
+}
+
+#[test]
+fn a_tar_pipe_needs_no_disk_between() {
+    let scratch = Scratch::new();
+    let (tree, back) = (scratch.directory("tree"), scratch.directory("back"));
+    scratch.file("tree/file", 3_000_000, 5);
+    std::os::unix::fs::symlink("nowhere", format!("{tree}/link")).unwrap();
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("\"$@\" | tar -x -C '{back}'"), "sh", BINARY]);
+    let mut server = Server::start_by(command, &["--stdout"]);
+    let send = format!("tar -c -C '{tree}' . | '{BINARY}' client -q --file - --as x --to {}", server.address());
+    assert!(Command::new("sh").args(["-c", &send]).status().unwrap().success());
+    server.wait().assert_code(0);
+    assert_same_file(format!("{tree}/file"), format!("{back}/file"));
+    assert_eq!(fs::read_link(format!("{back}/link")).unwrap(), std::path::Path::new("nowhere"));
+}
+
+#[test]
+fn a_client_gets_to_standard_output() {
+    let scratch = Scratch::new();
+    let share = scratch.directory("share");
+    let source = scratch.file("share/core", 1_000_000, 5);
+    scratch.directory("share/tree");
+    let server = Server::start(&["--share", &share]);
+    let run = client(&["-q", "--to", &server.address(), "--get", "core", "--stdout"]);
+    run.assert_code(0);
+    assert_eq!(run.stdout_bytes, fs::read(source).unwrap());
+    let tree = client(&["--to", &server.address(), "--get", "tree", "--stdout"]);
+    tree.assert(tree.code != 0 && tree.stdout_bytes.is_empty(), "a directory is no stream of bytes");
+}
+
+#[test]
+fn standard_output_is_for_one_thing() {
+    for wrong in
+        [&["--get", "a", "--get", "b"][..], &["--text", "x"], &["--get", "a", "--json"], &["--get", "a", "--dir", "."]]
+    {
+        client(&[&["--to", "127.0.0.1:1", "--stdout"], wrong].concat()).assert_code(2);
+    }
+}
+
+#[test]
+fn a_pipe_whose_reader_went_away_is_a_failure_on_both_sides() {
+    let scratch = Scratch::new();
+    let source = scratch.file("source", 6_000_000, 7);
+    let mut command = Command::new("bash");
+    command.args(["-o", "pipefail", "-c", "\"$@\" | head -c 1000 >/dev/null", "sh", BINARY]);
+    let mut server = Server::start_by(command, &["--stdout"]);
+    client(&["--to", &server.address(), "--retry", "0", &source]).assert_code(7);
+    server.wait().assert_code(8);
+}

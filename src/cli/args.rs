@@ -90,6 +90,8 @@ pub enum Listen {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Output {
     pub json: bool,
+    /// Standard output is for the one file that comes.
+    pub to_stdout: bool,
     pub level: Level,
 }
 
@@ -184,10 +186,19 @@ fn client(given: &Given, environment: &Environment) -> Result<ClientOrder, Usage
     let exec = exec(given)?;
     let run = client_run(given)?;
     let texts_for = texts_for(given, &run)?;
-    if matches!(&run, ClientRun::Job(items) if items.iter().any(|item| matches!(item, Item::Get { .. }))) {
+    let gets = match &run {
+        ClientRun::Job(items) => items.iter().filter(|item| matches!(item, Item::Get { .. })).count(),
+        _ => 0,
+    };
+    if given.has("stdout") && gets != 1 {
+        return Err(given.wrong("--stdout takes what one --get fetches: give exactly one with it"));
+    }
+    if gets > 0 {
         // Nothing comes here that was not asked for, unless a directory was named for it.
         config.take_offers = config.dir.is_some();
-        config.dir.get_or_insert_with(|| PathBuf::from("."));
+        if !given.has("stdout") {
+            config.dir.get_or_insert_with(|| PathBuf::from("."));
+        }
     }
     config.join_room = !matches!(run, ClientRun::Job(_));
     if matches!(run, ClientRun::Stay { .. }) {
@@ -348,7 +359,11 @@ fn output(given: &Given) -> Result<Output, Usage> {
         (false, 1) => Level::Detail,
         (false, _) => Level::Trace,
     };
-    Ok(Output { json: given.has("json"), level })
+    let (json, to_stdout) = (given.has("json"), given.has("stdout"));
+    if to_stdout && (json || given.has("dir") || given.has("list")) {
+        return Err(given.wrong("--stdout takes standard output for one file: no --dir, --json or --list beside it"));
+    }
+    Ok(Output { json, to_stdout, level })
 }
 
 /// The value of a variable that stands in for option `long`; a wrong one counts only where the option was not given.

@@ -95,7 +95,7 @@ fn what_is_not_given_is_the_default() {
     assert_eq!((server.listen, server.port_file), (Listen::On(":7117".into()), None));
     assert!(server.config.relay && server.config.fsync && server.config.dir.is_none() && server.exec.is_none());
     assert_eq!(server.config.limit_rate, None);
-    assert_eq!(server.output, Output { json: false, level: Level::Notice });
+    assert_eq!(server.output, Output { json: false, to_stdout: false, level: Level::Notice });
     let client = client_order(&[]);
     assert_eq!((client.address.as_str(), client.config.retry), ("h", Retry::Default));
     assert_eq!(client.config.nick, None);

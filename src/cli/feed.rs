@@ -108,6 +108,11 @@ impl Feed {
         self.deadline.get_or_insert_with(|| Instant::now() + END_TIMEOUT);
     }
 
+    /// The run ends unless something else is said within this time; `None`: it need not end.
+    pub fn end_within(&mut self, time: Option<Duration>) {
+        self.deadline = time.map(|time| Instant::now() + time);
+    }
+
     /// Waits for the next happening.
     pub fn next(&self) -> Happening {
         let Some(deadline) = self.deadline else {

@@ -435,7 +435,7 @@ mod tests {
 
     #[test]
     fn a_run_that_ended_before_its_first_item_says_why() {
-        let mut printer = Printer::new(Output { json: false, level: Level::Error }, Run::Job);
+        let mut printer = Printer::new(Output { json: false, to_stdout: false, level: Level::Error }, Run::Job);
         for items in [plan(&["text:1"]).items, plan(&["Cargo.toml"]).items] {
             let client = Client::connect("127.0.0.9:1", Config::default()).unwrap();
             client.wait_disconnected(Duration::from_secs(30)).unwrap();

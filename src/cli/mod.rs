@@ -65,10 +65,13 @@ fn help_and_end(text: &str) -> ! {
     Exit::Done.end()
 }
 
-fn client(order: ClientOrder) -> Result<Exit> {
+fn client(mut order: ClientOrder) -> Result<Exit> {
     let mut feed = Feed::new()?;
     let run = if order.config.join_room { Run::Room } else { Run::Job };
     let mut printer = with_exec(Printer::new(order.output, run), order.exec.as_deref(), &order.config, &feed)?;
+    if order.output.to_stdout {
+        order.config.sink = Some(print::stdout_sink()?);
+    }
     let client = Client::connect(&order.address, order.config)?;
     let events = client.clone();
     feed.add_events(move || events.next_event(None))?;

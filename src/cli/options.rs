@@ -120,6 +120,7 @@ pub const TABLE: &[Row] = &[
         "the path of a program",
         "run PROGRAM for each file and text that came, with RECEIVED_* set",
     ),
+    flag(BOTH, "", "stdout", "write the one file that comes to standard output, and end"),
     flag(BOTH, "", "json", "one JSON object a line on standard output"),
     flag(BOTH, "q", "quiet", "say nothing but errors"),
     flag(BOTH, "v", "verbose", "say more; twice: still more"),

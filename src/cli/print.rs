@@ -4,11 +4,13 @@
 //! could not be printed, so that it is never acknowledged.
 
 use std::fmt::Display;
+use std::fs::File;
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::path::Path;
 
-use postwire::{escape_path, Direction, Error, Event, Nickname, PeerInfo};
+use postwire::{escape_path, Direction, Error, Event, Nickname, PeerInfo, Result, Sink};
 
 use super::args::{Level, Output};
 use super::exec::{Ended, Exec};
@@ -42,6 +44,16 @@ pub fn end_with(line: impl Display, exit: Exit) -> ! {
 /// `--help` and `--version`.
 pub fn print_help(text: &str) {
     to_stdout(text.trim_end_matches('\n'));
+}
+
+/// Standard output as the place for one file, unbuffered.
+///
+/// # Errors
+/// [`Error::System`].
+pub fn stdout_sink() -> Result<Sink> {
+    let stdout = io::stdout().as_fd().try_clone_to_owned();
+    let stdout = stdout.map_err(|source| Error::System { action: "use standard output", source })?;
+    Ok(Sink::new(File::from(stdout)))
 }
 
 /// A program of `--exec` has ended. It is said at once and beside the run, which may be waiting for just that.
@@ -88,7 +100,14 @@ impl Printer {
             return;
         }
         match event {
-            Event::Text(text) => to_stdout(&human::text(text.from.as_ref(), &text.text)),
+            Event::Text(text) => {
+                let line = human::text(text.from.as_ref(), &text.text);
+                if self.output.to_stdout {
+                    to_stderr(&line);
+                } else {
+                    to_stdout(&line);
+                }
+            }
             Event::Named(nickname) if self.run == Run::Room => self.say(Level::Notice, &format!("you are {nickname}")),
             event => {
                 if let Some((level, line)) = human::event(event) {

@@ -5,8 +5,9 @@ use std::io;
 use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use postwire::{Error, Nickname, Refusal, Result, Server};
+use postwire::{Direction, Error, Event, Nickname, Refusal, Result, Server};
 use signal_hook::consts::SIGINT;
 
 use super::args::{Listen, ServerOrder};
@@ -15,7 +16,7 @@ use super::exit::Exit;
 use super::feed::{Feed, Gate, Happening};
 use super::input::Line;
 use super::options::Side;
-use super::print::{Printer, Run};
+use super::print::{self, Printer, Run};
 use super::with_exec;
 
 struct Serve {
@@ -26,10 +27,14 @@ struct Serve {
 }
 
 /// Serves until a signal or `/quit`.
-pub fn run(order: ServerOrder) -> Result<Exit> {
+pub fn run(mut order: ServerOrder) -> Result<Exit> {
     let mut feed = Feed::new()?;
     let mut printer = Printer::new(order.output, Run::Server);
     printer = with_exec(printer, order.exec.as_deref(), &order.config, &feed)?;
+    let mut one_file = order.output.to_stdout.then(OneFile::default);
+    if one_file.is_some() {
+        order.config.sink = Some(print::stdout_sink()?);
+    }
     let server = match &order.listen {
         Listen::On(address) => Server::bind(address, order.config)?,
         Listen::Stdin => Server::from_listener(stdin_listener()?, order.config)?,
@@ -50,7 +55,11 @@ pub fn run(order: ServerOrder) -> Result<Exit> {
         let stop = match feed.next() {
             Happening::Event(event) => {
                 serve.printer.event(&event);
-                continue;
+                let one_file = one_file.as_mut().filter(|_| exit.is_none());
+                match one_file.and_then(|one_file| one_file.hear(&event, &mut feed)) {
+                    Some(ended) => ended,
+                    None => continue,
+                }
             }
             Happening::Line(line) => {
                 if !serve.line(line) {
@@ -63,6 +72,10 @@ pub fn run(order: ServerOrder) -> Result<Exit> {
             Happening::Signal(SIGINT) => Exit::Signal(SIGINT),
             Happening::Signal(_) => Exit::Done,
             // Before we stopped it there is no end; if there is one, it is a failure.
+            Happening::TimeUp if exit.is_none() => {
+                serve.printer.fatal("the sender did not come back");
+                Exit::Timeout
+            }
             Happening::EventsEnded | Happening::TimeUp => {
                 serve.printer.finish();
                 return exit.ok_or(Error::Closed);
@@ -72,6 +85,35 @@ pub fn run(order: ServerOrder) -> Result<Exit> {
         serve.printer.notice("stopping: open transfers get 10 s, a second signal ends them");
         serve.server.stop();
         feed.end_soon();
+    }
+}
+
+/// What a server does that writes one file to standard output.
+#[derive(Default)]
+struct OneFile {
+    is_begun: bool,
+}
+
+/// How long a sender that was cut off may take to come back; its own patience is half of it, unless it was told more.
+const COMES_BACK_WITHIN: Duration = Duration::from_secs(60);
+
+impl OneFile {
+    /// How the run ends, when the file is there or will not come whole.
+    fn hear(&mut self, event: &Event, feed: &mut Feed) -> Option<Exit> {
+        match event {
+            Event::Progress(progress) => {
+                self.is_begun |= progress.direction == Direction::Incoming && progress.bytes > 0;
+                feed.end_within(None);
+            }
+            Event::PeerDisconnected { .. } if self.is_begun => feed.end_within(Some(COMES_BACK_WITHIN)),
+            Event::Received(_) => return Some(Exit::Done),
+            Event::TransferFailed(failure) if failure.direction == Direction::Incoming => {
+                let is_ours = matches!(failure.error, Error::File { .. });
+                return (self.is_begun || is_ours).then(|| Exit::of(&failure.error));
+            }
+            _ => {}
+        }
+        None
     }
 }
 

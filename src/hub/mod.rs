@@ -26,7 +26,7 @@ use crate::session::{
     greet_as_server, refuse, welcome, FrameReader, Handled, Mailbox, MailboxContext, MakeInbound, Session,
     SessionContext,
 };
-use crate::storage::{Named, Store, Top};
+use crate::storage::{Named, Pipe, Store, Top};
 use crate::transfer::{Budget, Holders, InboundContext, Pace, Report, Requests, TransferId, TransferIds};
 use crate::wire::{self, Message, Presence, RunId};
 use crate::worker::Lock;
@@ -38,6 +38,7 @@ pub(crate) struct Hub {
     run: RunId,
     pub(crate) events: Events,
     store: Option<Arc<Store>>,
+    pipe: Option<Pipe>,
     budget: Arc<Budget>,
     holders: Arc<Holders>,
     ids: Arc<TransferIds>,
@@ -78,6 +79,7 @@ impl Hub {
             run: random_run()?,
             events: Events::new(config.read_buffer_bytes),
             store,
+            pipe: config.sink.clone().map(Pipe::new),
             budget: Arc::new(Budget::new(receive_budget(&config))),
             holders: Arc::default(),
             ids: Arc::default(),
@@ -373,7 +375,7 @@ impl Hub {
     }
 
     fn introduction(&self) -> wire::Peer {
-        let peer = introduction(self.run, &self.config, self.store.is_some());
+        let peer = introduction(self.run, &self.config, self.store.is_some() || self.pipe.is_some());
         wire::Peer { relays: self.config.relay, in_room: false, ..peer }
     }
 
@@ -394,6 +396,7 @@ impl Hub {
             let events = hub.events.clone();
             InboundContext {
                 store: hub.store.clone(),
+                pipe: hub.pipe.clone(),
                 takes_offers: hub.config.take_offers,
                 requests,
                 budget: Arc::clone(&hub.budget),

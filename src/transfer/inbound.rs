@@ -16,14 +16,16 @@ use super::{Direction, Kind, Receipt, Report, RequestId, Requests, TransferFailu
 use crate::config::OPEN_TRANSFERS_MAX;
 use crate::error::{Error, Refusal, Result};
 use crate::name::SafePath;
-use crate::storage::{Committed, Existing, Failure, Meta, Store};
+use crate::storage::{Committed, Existing, Failure, Meta, Pipe, Store};
 use crate::wire::{self, Chunk, Message, Offer, Subject};
 use crate::worker::{Lock, Worker};
 
 /// What [`Inbound`] needs from above.
 pub(crate) struct InboundContext {
-    /// `None` refuses files.
+    /// `None` refuses files, but for one that goes into a pipe.
     pub(crate) store: Option<Arc<Store>>,
+    /// Takes one file instead of the store.
+    pub(crate) pipe: Option<Pipe>,
     pub(crate) budget: Arc<Budget>,
     /// Whether files are taken that were not asked for.
     pub(crate) takes_offers: bool,
@@ -288,9 +290,10 @@ impl Inner {
         let id = self.context.ids.next();
         let kind = Kind::from_wire(offer.kind);
         let refusal = match (&self.context.store, &path) {
-            (None, _) => Some(Refusal::NoDirectory),
+            (None, _) if self.context.pipe.is_none() => Some(Refusal::NoDirectory),
             _ if request.is_none() && !self.context.takes_offers => Some(Refusal::NoDirectory),
             _ if kind.is_none() => Some(Refusal::Unsupported),
+            _ if kind == Some(Kind::Directory) && self.context.pipe.is_some() => Some(Refusal::Unsupported),
             (_, Err(_)) => Some(Refusal::BadName),
             _ => None,
         };
@@ -333,6 +336,9 @@ impl Inner {
 
     /// Answers an offer: there already, SEND, or REFUSED.
     fn begin(self: &Arc<Self>, files: &mut Files, number: u32) {
+        if let Some(pipe) = &self.context.pipe {
+            return self.begin_piping(files, number, pipe);
+        }
         let (Some(store), Some(file)) = (&self.context.store, files.open.get_mut(&number)) else { return };
         if file.kind == Kind::Directory {
             match store.make_directory(&file.meta.path) {
@@ -380,6 +386,22 @@ impl Inner {
         }
     }
 
+    fn begin_piping(self: &Arc<Self>, files: &mut Files, number: u32, pipe: &Pipe) {
+        let Some(file) = files.open.get_mut(&number) else { return };
+        match pipe.open(&file.meta) {
+            Ok(have) => {
+                file.have = have;
+                file.stage = Stage::Piping(pipe.clone());
+                if file.kind == Kind::Stream && have > 0 {
+                    // Nothing is there yet, so nothing overlaps.
+                    let _ = file.coverage.add(0, have, pipe.crc());
+                }
+                self.reply(Message::Send { transfer: number, have, credit: 0 });
+            }
+            Err(failure) => self.refuse(files, number, failure),
+        }
+    }
+
     /// What came of a stream on an earlier connection is there, and has no sums.
     fn read_prefix(&self, file: &mut Incoming, number: u32) {
         let Stage::Receiving(Some(partial)) = &file.stage else { return };
@@ -420,6 +442,11 @@ impl Inner {
         let written = (|| {
             let Some(file) = files.open.get_mut(&number) else { return Ok(Ok(())) };
             file.expect_chunk(chunk.offset, length)?;
+            if let Stage::Piping(pipe) = &file.stage {
+                let written = file.piped(pipe.write_at(chunk.offset, &chunk.data), &chunk)?;
+                (self.context.report)(Report::Progress(file.progress()));
+                return Ok(written);
+            }
             let Stage::Receiving(partial) = &mut file.stage else {
                 return Err(Error::violation("6.1", "CHUNK that was not asked for"));
             };
@@ -437,10 +464,7 @@ impl Inner {
                 }),
             };
             if written.is_ok() {
-                file.travelled += length;
-                if file.coverage.add(chunk.offset, length, chunk.crc).is_err() {
-                    return Err(Error::violation("6.1", "CHUNK over verified bytes"));
-                }
+                file.came(&chunk)?;
                 if !file.meta.is_small() {
                     (self.context.report)(Report::Progress(file.progress()));
                 }
@@ -474,6 +498,13 @@ impl Inner {
         let Some(file) = files.open.get_mut(&number) else { return Ok(()) };
         file.expect_sums(first_block, crcs.len())?;
         let all = file.all_sums_received();
+        if let Stage::Piping(pipe) = &file.stage {
+            let pipe = pipe.clone();
+            if !file.compare_piped(&pipe, first_block, &crcs) {
+                self.refuse(files, number, Refusal::Damaged.into());
+            }
+            return Ok(());
+        }
         let compare = match &mut file.stage {
             Stage::Receiving(Some(partial)) => Compare::Partial {
                 partial: Arc::clone(partial),
@@ -581,8 +612,9 @@ impl Inner {
 
     /// Commits a file when it is complete; asks for more of it when it is not.
     fn advance(self: &Arc<Self>, files: &mut Files, number: u32) -> Result<()> {
-        let (Some(store), Some(file)) = (&self.context.store, files.open.get_mut(&number)) else { return Ok(()) };
-        if !matches!(file.stage, Stage::Receiving(_)) || file.finish.is_none() || file.comparing > 0 {
+        let Some(file) = files.open.get_mut(&number) else { return Ok(()) };
+        if !matches!(file.stage, Stage::Receiving(_) | Stage::Piping(_)) || file.finish.is_none() || file.comparing > 0
+        {
             return Ok(());
         }
         let Some((crc, expected)) = file.complete() else {
@@ -590,9 +622,18 @@ impl Inner {
             let awaits = file.awaits_more();
             return if awaits { Ok(()) } else { Err(Error::violation("6.7", "FINISH before everything was sent")) };
         };
-        let Stage::Receiving(partial) = std::mem::replace(&mut file.stage, Stage::Committing { crc }) else {
-            return Ok(());
+        let partial = match std::mem::replace(&mut file.stage, Stage::Committing { crc }) {
+            Stage::Receiving(partial) => partial,
+            Stage::Piping(pipe) => {
+                let stored = file.meta.path.clone();
+                let written = pipe.finish().map(|()| Committed { stored, already: false, durable: false });
+                let result = if crc == expected { written } else { Err(Refusal::Damaged.into()) };
+                self.committed(files, number, result);
+                return Ok(());
+            }
+            _ => return Ok(()),
         };
+        let Some(store) = &self.context.store else { return Ok(()) };
         if crc != expected {
             partial.iter().for_each(|partial| partial.discard());
             self.refuse(files, number, Failure { refusal: Refusal::Damaged, cause: None });

@@ -11,7 +11,8 @@ use super::holders::Hold;
 use super::{Direction, Kind, Progress, RequestId, TransferId};
 use crate::config::{block_bytes, DAMAGED_CHUNKS_MAX, REPAIRS_MAX};
 use crate::error::{Error, Refusal, Result};
-use crate::storage::{Existing, Meta, Partial};
+use crate::storage::{Existing, Failure, Meta, Partial, Pipe, Taken};
+use crate::wire::Chunk;
 
 /// An offered file.
 pub(super) struct Incoming {
@@ -49,6 +50,8 @@ pub(super) enum Stage {
     Waiting,
     /// Has a place, and waits for others who receive the same file.
     Settling,
+    /// Goes into a pipe.
+    Piping(Pipe),
     /// SEND was answered; a partial is opened when it is needed.
     Receiving(Option<Arc<Partial>>),
     /// Compared with files of its size that were there.
@@ -116,6 +119,36 @@ impl Incoming {
             None if offset >= self.have => Ok(()),
             None => Err(Error::violation("6.1", "CHUNK that was not asked for")),
         }
+    }
+
+    /// A part was written.
+    pub(super) fn came(&mut self, chunk: &Chunk) -> Result<()> {
+        let length = u64::try_from(chunk.data.len()).unwrap_or(u64::MAX);
+        self.travelled += length;
+        let added = self.coverage.add(chunk.offset, length, chunk.crc);
+        added.map_err(|_| Error::violation("6.1", "CHUNK over verified bytes"))
+    }
+
+    /// A part went into the pipe, or there was no room for what its gap keeps waiting.
+    pub(super) fn piped(
+        &mut self,
+        taken: std::result::Result<Taken, Failure>,
+        chunk: &Chunk,
+    ) -> Result<std::result::Result<(), Failure>> {
+        match taken {
+            Ok(Taken::Written) => self.came(chunk)?,
+            Ok(Taken::NoRoom) => self.want(chunk.offset, u64::try_from(chunk.data.len()).unwrap_or(u64::MAX)),
+            Err(failure) => return Ok(Err(failure)),
+        }
+        Ok(Ok(()))
+    }
+
+    /// Compares what went into the pipe before a break; `false` when it was something else.
+    pub(super) fn compare_piped(&mut self, pipe: &Pipe, first_block: u32, crcs: &[u32]) -> bool {
+        (u64::from(first_block)..).zip(crcs).all(|(index, &crc)| {
+            let (offset, length) = self.block_range(index);
+            pipe.block_crc(index) == Some(crc) && self.coverage.add(offset, length, crc).is_ok()
+        })
     }
 
     /// A range is wanted again, because its chunk was damaged.
