@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use postwire::{config, Error, Event, Result};
 
+use super::exit::Exit;
 use super::input::{Line, LineReader};
 use super::signals::Watch;
 
@@ -46,12 +47,15 @@ impl Feed {
         let feed = Feed { sender, receiver, deadline: None };
         let sender = feed.sender.clone();
         spawn("signals", move || {
-            let Some(signal) = watch.first() else { return };
+            let Some(signal) = watch.next() else { return };
             // The run may be stuck in a write and never take the first signal: that must not keep the second from working.
             let _ = spawn("first signal", move || {
                 let _ = sender.send(Happening::Signal(signal));
             });
-            watch.let_next_end();
+            watch.skip_repeated();
+            if let Some(signal) = watch.next() {
+                Exit::Signal(signal).end();
+            }
         })?;
         Ok(feed)
     }
@@ -69,14 +73,15 @@ impl Feed {
         })
     }
 
-    /// Adds the lines of standard input, each when the gate was opened for it; it is open for the first.
-    pub fn add_input(&self) -> Result<Gate> {
+    /// Adds the lines of standard input, or what is typed where lines are edited; each when the gate was opened for it. It is
+    /// open for the first.
+    pub fn add_input(&self, edits: bool) -> Result<Gate> {
         let sender = self.sender.clone();
         let (gate, opened) = mpsc::channel();
         let gate = Gate(gate);
         gate.open();
         spawn("stdin", move || {
-            let mut reader = LineReader::new();
+            let mut reader = LineReader::new(edits);
             for () in opened {
                 let Some(line) = reader.next_line() else {
                     let _ = sender.send(Happening::InputEnded);

@@ -2,6 +2,7 @@
 //! nothing; [`run`] does it.
 
 use std::collections::VecDeque;
+use std::fs;
 use std::path::PathBuf;
 
 use postwire::{Client, Direction, Error, Event, Nickname, SafePath, State};
@@ -103,6 +104,7 @@ pub fn run(
     printer: &mut Printer,
 ) -> Exit {
     let mut plan = Plan { items, texts_for, ..Plan::default() };
+    expect_files(&plan, printer);
     let mut signal = None;
     advance(client, &mut plan, feed, printer);
     loop {
@@ -132,6 +134,21 @@ pub fn run(
             }
             Happening::Line(_) | Happening::InputEnded => {}
         }
+    }
+}
+
+/// Tells the printer how much is to come; a file whose size is not known makes the sum unknown.
+fn expect_files(plan: &Plan, printer: &mut Printer) {
+    let files = plan.items.iter().filter_map(|item| match item {
+        Item::File { path, .. } => Some(path),
+        Item::Text(_) => None,
+    });
+    let sizes = files.map(|path| fs::metadata(path).ok().filter(fs::Metadata::is_file).map(|metadata| metadata.len()));
+    let (count, sum) = sizes.fold((0, Some(0_u64)), |(count, sum), size| {
+        (count + 1, sum.zip(size).and_then(|(sum, size)| sum.checked_add(size)))
+    });
+    if count > 0 {
+        printer.expect_files(count, sum);
     }
 }
 

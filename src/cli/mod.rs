@@ -5,7 +5,9 @@
 
 mod args;
 mod chat;
+mod columns;
 mod console;
+mod editor;
 mod exit;
 mod feed;
 mod help;
@@ -15,9 +17,11 @@ mod job;
 mod json;
 mod options;
 mod print;
+mod progress;
 mod serve;
 mod signals;
 mod stay;
+mod terminal;
 mod units;
 
 use std::env;

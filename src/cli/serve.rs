@@ -8,6 +8,7 @@ use signal_hook::consts::SIGINT;
 
 use super::args::ServerOrder;
 use super::console::{self, Command};
+use super::editor::Typed;
 use super::exit::Exit;
 use super::feed::{Feed, Gate, Happening};
 use super::input::Line;
@@ -31,7 +32,7 @@ pub fn run(order: ServerOrder) -> Result<Exit> {
     }
     let events = server.clone();
     feed.add_events(move || events.next_event(None))?;
-    let gate = feed.add_input()?;
+    let gate = printer.add_input(&feed)?;
     let mut serve = Serve { server, printer, gate };
     let mut exit = None;
     loop {
@@ -51,7 +52,10 @@ pub fn run(order: ServerOrder) -> Result<Exit> {
             Happening::Signal(SIGINT) => Exit::Signal(SIGINT),
             Happening::Signal(_) => Exit::Done,
             // Before we stopped it there is no end; if there is one, it is a failure.
-            Happening::EventsEnded | Happening::TimeUp => return exit.ok_or(Error::Closed),
+            Happening::EventsEnded | Happening::TimeUp => {
+                serve.printer.finish();
+                return exit.ok_or(Error::Closed);
+            }
         };
         exit = Some(stop);
         serve.printer.notice("stopping: open transfers get 10 s, a second signal ends them");
@@ -64,6 +68,7 @@ impl Serve {
     /// Does what a line says; true when it says to stop.
     fn line(&mut self, line: Line) -> bool {
         let parsed = match line {
+            Line::Typed(bytes) => return self.printer.typed(&bytes).into_iter().any(|typed| self.typed(typed)),
             Line::Text(text) => console::parse(Side::Server, &text),
             Line::TooLong => Err("line not sent: longer than 64 KiB".to_owned()),
             Line::NotUtf8 => Err("line not sent: not UTF-8".to_owned()),
@@ -74,6 +79,13 @@ impl Serve {
             Err(usage) => self.printer.error(&usage),
         }
         false
+    }
+
+    /// ^D is the end of a line here, and of nothing else.
+    fn typed(&mut self, typed: Typed) -> bool {
+        let Typed::Line(text) = typed else { return false };
+        self.printer.entered(&text);
+        self.line(Line::Text(text))
     }
 
     fn command(&mut self, command: Command) {
