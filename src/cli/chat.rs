@@ -250,7 +250,7 @@ impl Chat<'_> {
             return self.tally.exit();
         }
         let error = error.unwrap_or(Error::Broken { source: None });
-        self.printer.fatal(&error);
+        self.printer.failed(&error);
         let how = Exit::of(&error);
         if !self.is_over {
             return how;

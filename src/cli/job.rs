@@ -198,7 +198,7 @@ fn ended(plan: &mut Plan, signal: Option<i32>, error: Option<Error>, printer: &m
     }
     if !plan.is_answered() {
         let error = error.unwrap_or(Error::Broken { source: None });
-        printer.fatal(&error);
+        printer.failed(&error);
         plan.tally.failed(Exit::of(&error));
     }
     plan.tally.exit()

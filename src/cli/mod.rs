@@ -3,6 +3,7 @@
 //!
 //! A run is one loop over one [`feed::Feed`]; its decisions are functions beside it that are tested without a connection.
 
+mod advice;
 mod args;
 mod chat;
 mod columns;
@@ -84,6 +85,6 @@ fn explain(side: Side, error: &Error) -> String {
     };
     match error {
         Error::Argument { what: "address", got, .. } => Usage::value(side, long, got).to_string(),
-        error => error.to_string(),
+        error => advice::line(error),
     }
 }

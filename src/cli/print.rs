@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use postwire::{escape_path, Direction, Error, Event, Nickname, PeerInfo};
 
+use super::advice;
 use super::args::{Level, Output};
 use super::columns::{width, wrapped};
 use super::editor::{Editor, Typed};
@@ -180,6 +181,11 @@ impl Printer {
     /// Something went wrong, and the run goes on.
     pub fn error(&mut self, line: &str) {
         self.object_or_line(|| Object::new("error").text("message", line), Level::Error, line);
+    }
+
+    /// The error that ends the run, and what to do about it.
+    pub fn failed(&mut self, error: &Error) {
+        self.fatal(advice::line(error));
     }
 
     /// Why the run ends, on standard error in any form.
