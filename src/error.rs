@@ -390,7 +390,8 @@ fn describe_stranger(start: &[u8]) -> &'static str {
     const HTTP_METHODS: [&[u8]; 7] = [b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"CONN", b"PRI "];
     match start {
         [] => "nothing was said",
-        [0x16, 0x03, ..] => "it speaks TLS",
+        // A handshake, or the alert that refuses ours.
+        [0x15 | 0x16, 0x03, ..] => "it speaks TLS",
         _ if start.starts_with(b"HTTP/") => "it is an HTTP server",
         _ if HTTP_METHODS.iter().any(|method| start.starts_with(method)) => "it is an HTTP client",
         _ if start.starts_with(b"SSH-") => "it speaks SSH",

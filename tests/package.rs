@@ -14,7 +14,9 @@ fn options(side: &str) -> Vec<(Option<String>, String)> {
     let output = Command::new(BINARY).args([side, "--help"]).output().unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
     let lines = help.lines().skip_while(|line| *line != "Options:").skip(1).take_while(|line| !line.is_empty());
+    // A help of more than one line goes on where it began.
     let options: Vec<_> = lines
+        .filter(|line| line.trim_start().starts_with('-'))
         .map(|line| {
             let (letter, rest) = line.split_once("--").unwrap();
             let letter = letter.trim().strip_suffix(',').map(str::to_owned);

@@ -7,6 +7,7 @@ use std::io::{self, IsTerminal};
 use postwire::{config, Client, Direction, Error, Event, Nickname, State};
 
 use super::console::{self, Command};
+use super::editor::Typed;
 use super::exit::{Exit, Tally};
 use super::feed::{Feed, Gate, Happening};
 use super::input::Line;
@@ -42,10 +43,11 @@ struct Chat<'a> {
 
 /// Talks until the input ends.
 pub fn run(client: &Client, feed: &mut Feed, printer: &mut Printer) -> Result<Exit, Error> {
+    let gate = printer.add_input(feed)?;
     let mut chat = Chat {
         client,
         printer,
-        gate: feed.add_input()?,
+        gate,
         takes_commands: io::stdin().is_terminal(),
         texts_waiting: BTreeMap::new(),
         files_waiting: 0,
@@ -66,8 +68,10 @@ pub fn run(client: &Client, feed: &mut Feed, printer: &mut Printer) -> Result<Ex
                 }
             }
             Happening::EventsEnded | Happening::TimeUp => return Ok(chat.ended(None)),
-            Happening::Line(line) if !chat.is_over => chat.line(line),
-            Happening::Line(_) => {}
+            Happening::Line(line) => {
+                chat.line(line);
+                chat.open_gate();
+            }
             Happening::InputEnded => chat.over(),
             // What was said and not answered would hold up an orderly end.
             Happening::Signal(number) if !chat.is_answered() => {
@@ -86,17 +90,37 @@ pub fn run(client: &Client, feed: &mut Feed, printer: &mut Printer) -> Result<Ex
 impl Chat<'_> {
     fn line(&mut self, line: Line) {
         match line {
+            _ if self.is_over => {}
             Line::Text(text) if self.takes_commands => match console::parse(Side::Client, &text) {
                 Ok(command) => self.command(command),
                 Err(usage) => self.printer.error(&usage),
             },
             Line::Text(text) => self.say(None, &text),
+            Line::Typed(bytes) => {
+                for typed in self.printer.typed(&bytes) {
+                    self.typed(typed);
+                }
+            }
             Line::TooLong => self.unsaid("line not sent: longer than 64 KiB"),
             Line::NotUtf8 => self.unsaid("line not sent: not UTF-8"),
         }
+    }
+
+    /// For the next line, unless too much is unanswered.
+    fn open_gate(&mut self) {
         self.is_full = self.texts_waiting.values().sum::<usize>() >= config::TEXT_WINDOW_BYTES;
         if !self.is_full {
             self.gate.open();
+        }
+    }
+
+    fn typed(&mut self, typed: Typed) {
+        match typed {
+            Typed::Line(text) => {
+                self.printer.entered(&text);
+                self.line(Line::Text(text));
+            }
+            Typed::End => self.over(),
         }
     }
 
@@ -226,7 +250,7 @@ impl Chat<'_> {
             return self.tally.exit();
         }
         let error = error.unwrap_or(Error::Broken { source: None });
-        self.printer.fatal(&error);
+        self.printer.failed(&error);
         let how = Exit::of(&error);
         if !self.is_over {
             return how;

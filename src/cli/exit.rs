@@ -4,6 +4,8 @@ use std::io;
 
 use postwire::{Error, Refusal};
 
+use super::terminal;
+
 /// The exit codes of README and `--help`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -74,6 +76,7 @@ impl Exit {
     /// Ends the process.
     #[allow(clippy::disallowed_methods)]
     pub fn end(self) -> ! {
+        terminal::leave_editing();
         std::process::exit(self.code())
     }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use postwire::{config, Error, Event, Result};
 
+use super::exit::Exit;
 use super::input::{Line, LineReader};
 use super::signals::Watch;
 
@@ -51,7 +52,7 @@ impl Feed {
         let feed = Feed { sender, receiver, deadline: None, at_signal: Arc::default() };
         let (sender, at_signal) = (feed.sender.clone(), Arc::clone(&feed.at_signal));
         spawn("signals", move || {
-            let Some(signal) = watch.first() else { return };
+            let Some(signal) = watch.next() else { return };
             // The run may be stuck in a write and never take the first signal: that must not keep the second from working.
             let _ = spawn("first signal", move || {
                 if let Some(at_signal) = at_signal.get() {
@@ -59,7 +60,10 @@ impl Feed {
                 }
                 let _ = sender.send(Happening::Signal(signal));
             });
-            watch.let_next_end();
+            watch.skip_repeated();
+            if let Some(signal) = watch.next() {
+                Exit::Signal(signal).end();
+            }
         })?;
         Ok(feed)
     }
@@ -82,14 +86,15 @@ impl Feed {
         })
     }
 
-    /// Adds the lines of standard input, each when the gate was opened for it; it is open for the first.
-    pub fn add_input(&self) -> Result<Gate> {
+    /// Adds the lines of standard input, or what is typed where lines are edited; each when the gate was opened for it. It is
+    /// open for the first.
+    pub fn add_input(&self, edits: bool) -> Result<Gate> {
         let sender = self.sender.clone();
         let (gate, opened) = mpsc::channel();
         let gate = Gate(gate);
         gate.open();
         spawn("stdin", move || {
-            let mut reader = LineReader::new();
+            let mut reader = LineReader::new(edits);
             for () in opened {
                 let Some(line) = reader.next_line() else {
                     let _ = sender.send(Happening::InputEnded);

@@ -6,6 +6,7 @@ use postwire::{
     TransferFailure,
 };
 
+use super::advice;
 use super::args::Level;
 use super::exec::{Ended, Outcome};
 
@@ -25,7 +26,7 @@ pub fn event(event: &Event) -> Option<(Level, String)> {
             (Level::Detail, format!("{} disconnected: {error}", peer.nickname))
         }
         Event::StrangerRefused { address, error: Error::Refused(refusal) } => {
-            (Level::Notice, format!("refused {address}: {refusal}"))
+            (Level::Notice, format!("refused {address}: {}", own_refusal(*refusal)))
         }
         Event::StrangerRefused { address, error } => (Level::Notice, format!("refused {address}: {error}")),
         Event::AcceptError(error) => (Level::Error, format!("no connections for a while: {error}")),
@@ -49,8 +50,8 @@ pub fn event(event: &Event) -> Option<(Level, String)> {
 pub fn unsendable(shown_path: &str, error: &Error) -> String {
     match error {
         // These name the path themselves.
-        Error::File { .. } | Error::SourceChanged { .. } => error.to_string(),
-        _ => format!("\"{shown_path}\": {error}"),
+        Error::File { .. } | Error::SourceChanged { .. } => advice::line(error),
+        _ => format!("\"{shown_path}\": {}", advice::line(error)),
     }
 }
 
@@ -146,14 +147,14 @@ fn of_failure(failure: &TransferFailure) -> String {
             if peer.is_empty() {
                 unsendable(&shown, error)
             } else {
-                format!("\"{shown}\"{peer}: {error}")
+                format!("\"{shown}\"{peer}: {}", advice::line(error))
             }
         }
         (Direction::Incoming, error) => {
             let peer = of_peer("from", failure.peer.as_ref());
             match error {
                 Error::Refused(refusal) => format!("refused \"{name}\"{peer}: {}", own_refusal(*refusal)),
-                _ => format!("not received: \"{name}\"{peer}: {error}"),
+                _ => format!("not received: \"{name}\"{peer}: {}", advice::line(error)),
             }
         }
     }
@@ -163,9 +164,12 @@ fn of_peer(preposition: &str, peer: Option<&Nickname>) -> String {
     peer.map_or(String::new(), |peer| format!(" {preposition} {peer}"))
 }
 
-/// Why this side refused a file, where a refusal's own words speak of the other side.
+/// Why this side refused somebody or a file, where a refusal's own words speak of the other side.
 fn own_refusal(refusal: Refusal) -> String {
     match refusal {
+        Refusal::Version(highest) => format!("no version in common: this side speaks up to version {highest}"),
+        Refusal::Busy(limit) => format!("too many connections (limit {limit}), see --max-clients"),
+        Refusal::Stopping => "this side is stopping".to_owned(),
         Refusal::NoDirectory => "no files are taken without --dir DIR".to_owned(),
         Refusal::Exists => "the name is taken".to_owned(),
         Refusal::TooBig(limit) => format!("bigger than {limit} bytes, see --max-file"),

@@ -7,8 +7,8 @@ use std::io;
 
 use postwire::config::TEXT_BYTES_MAX;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
-use rustix::process::getpgrp;
-use rustix::termios::tcgetpgrp;
+
+use super::terminal;
 
 /// One line of input, without its end.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub enum Line {
     /// Longer than a text may be.
     TooLong,
     NotUtf8,
+    /// No line: bytes that were typed, for whoever edits the line.
+    Typed(Vec<u8>),
 }
 
 /// Cuts bytes into lines, however they come.
@@ -29,6 +31,8 @@ pub struct Splitter {
 
 /// Reads standard input.
 pub struct LineReader {
+    /// The terminal gives each key as it is typed.
+    edits: bool,
     splitter: Splitter,
     ended: bool,
 }
@@ -75,8 +79,8 @@ impl Splitter {
 }
 
 impl LineReader {
-    pub fn new() -> LineReader {
-        LineReader { splitter: Splitter::default(), ended: false }
+    pub fn new(edits: bool) -> LineReader {
+        LineReader { edits, splitter: Splitter::default(), ended: false }
     }
 
     /// Waits for the next line; `None` after the last.
@@ -89,9 +93,10 @@ impl LineReader {
             if self.ended {
                 return self.splitter.last_line();
             }
-            wait_until_readable();
+            wait_until_readable(self.edits);
             match rustix::io::read(io::stdin(), &mut buffer) {
                 Ok(0) => self.ended = true,
+                Ok(count) if self.edits => return Some(Line::Typed(buffer.split_at(count).0.to_vec())),
                 Ok(count) => self.splitter.push(buffer.split_at(count).0),
                 Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
                 Err(_) => self.ended = true,
@@ -101,25 +106,23 @@ impl LineReader {
 }
 
 /// Waits for bytes or the end, and for the foreground; between the last look and the read a shell could still take it away.
-fn wait_until_readable() {
+fn wait_until_readable(edits: bool) {
     let stdin = io::stdin();
     loop {
-        if is_in_background() {
+        if terminal::is_in_background() {
             // Nothing tells of a change.
             let _ = poll(&mut [], Some(&FOREGROUND_CHECK));
             continue;
         }
+        if edits {
+            terminal::enter_editing();
+        }
         let mut wanted = [PollFd::new(&stdin, PollFlags::IN)];
         let ready = poll(&mut wanted, Some(&FOREGROUND_CHECK));
-        if ready != Ok(0) && ready != Err(rustix::io::Errno::INTR) && !is_in_background() {
+        if ready != Ok(0) && ready != Err(rustix::io::Errno::INTR) && !terminal::is_in_background() {
             return;
         }
     }
-}
-
-/// Whether standard input is our terminal and another job's turn. What is no terminal of ours stops nobody.
-fn is_in_background() -> bool {
-    tcgetpgrp(io::stdin()).is_ok_and(|foreground| foreground != getpgrp())
 }
 
 #[cfg(test)]

@@ -2,7 +2,9 @@
 //! nothing; [`run`] does it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use postwire::{Client, Direction, Error, Event, Nickname, Refusal, RequestId, SafePath, State, TransferId};
 
@@ -14,6 +16,9 @@ use super::print::Printer;
 /// What to do about links and special files.
 const KEEPS_ALL: &str = "links and special files are left out; this keeps them: \
     tar c DIR | postwire client --to HOST --file - --as NAME.tar";
+
+/// How long a run looks at what it sends before it begins, to tell later how far it is.
+const MEASURING: Duration = Duration::from_millis(300);
 
 /// What is still to be done, and what became of the rest.
 #[derive(Default)]
@@ -166,6 +171,7 @@ pub fn run(
     printer: &mut Printer,
 ) -> Exit {
     let mut plan = Plan { items, texts_for, ..Plan::default() };
+    expect_files(&plan, printer);
     let mut signal = None;
     advance(client, &mut plan, feed, printer);
     loop {
@@ -197,6 +203,45 @@ pub fn run(
             Happening::Line(_) | Happening::InputEnded => {}
         }
     }
+}
+
+/// Tells the printer how much is to come; what has no known size makes the sum unknown.
+fn expect_files(plan: &Plan, printer: &mut Printer) {
+    let deadline = Instant::now() + MEASURING;
+    let mut files = 0;
+    let mut bytes = Some(0);
+    for item in &plan.items {
+        let size = match item {
+            Item::File { path, .. } => fs::metadata(path).ok().and_then(|metadata| size(path, &metadata, deadline)),
+            Item::Stdin { .. } | Item::Get { .. } => None,
+            Item::Text(_) | Item::List => continue,
+        };
+        files += size.map_or(1, |(files, _)| files);
+        bytes = bytes.zip(size).map(|(sum, (_, bytes))| sum + bytes);
+    }
+    if files > 0 {
+        printer.expect_files(files, bytes);
+    }
+}
+
+/// How many files there are, and their bytes; `None` for what has no size, and when it takes too long to find out.
+fn size(path: &Path, metadata: &fs::Metadata, deadline: Instant) -> Option<(usize, u64)> {
+    if metadata.is_file() {
+        return Some((1, metadata.len()));
+    }
+    if !metadata.is_dir() || Instant::now() > deadline {
+        return None;
+    }
+    let mut sum = (0, 0);
+    for entry in fs::read_dir(path).ok()?.filter_map(Result::ok) {
+        // Of the entry itself, not of what a link leads to.
+        let metadata = entry.metadata().ok()?;
+        if metadata.is_file() || metadata.is_dir() {
+            let (files, bytes) = size(&entry.path(), &metadata, deadline)?;
+            sum = (sum.0 + files, sum.1 + bytes);
+        }
+    }
+    Some(sum)
 }
 
 /// Sends what may go now; says goodbye when all is answered. A run that ended already refuses everything as closed: what it
@@ -304,7 +349,7 @@ fn ended(plan: &mut Plan, signal: Option<i32>, error: Option<Error>, printer: &m
     }
     if !plan.is_answered() {
         let error = error.unwrap_or(Error::Broken { source: None });
-        printer.fatal(&error);
+        printer.failed(&error);
         plan.tally.failed(Exit::of(&error));
     }
     plan.tally.exit()
@@ -316,7 +361,6 @@ mod tests {
     use crate::cli::args::{Level, Output};
     use crate::cli::print::Run;
     use postwire::{Config, Kind, Receipt, TransferFailure};
-    use std::time::Duration;
 
     fn plan(words: &[&str]) -> Plan {
         let item = |word: &&str| match word.strip_prefix("text:") {

@@ -3,9 +3,12 @@
 //!
 //! A run is one loop over one [`feed::Feed`]; its decisions are functions beside it that are tested without a connection.
 
+mod advice;
 mod args;
 mod chat;
+mod columns;
 mod console;
+mod editor;
 mod exec;
 mod exit;
 mod feed;
@@ -16,9 +19,11 @@ mod job;
 mod json;
 mod options;
 mod print;
+mod progress;
 mod serve;
 mod signals;
 mod stay;
+mod terminal;
 mod units;
 
 use std::env;
@@ -103,6 +108,6 @@ fn explain(side: Side, error: &Error) -> String {
     match error {
         Error::Argument { what: "address", got, .. } => Usage::value(side, long, got).to_string(),
         Error::Argument { what: "listener", .. } => Usage::new(Some(side), NOT_LISTENING).to_string(),
-        error => error.to_string(),
+        error => advice::line(error),
     }
 }

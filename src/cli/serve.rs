@@ -12,6 +12,7 @@ use signal_hook::consts::SIGINT;
 
 use super::args::{Listen, ServerOrder};
 use super::console::{self, Command};
+use super::editor::Typed;
 use super::exit::Exit;
 use super::feed::{Feed, Gate, Happening};
 use super::input::Line;
@@ -46,7 +47,7 @@ pub fn run(mut order: ServerOrder) -> Result<Exit> {
     let events = server.clone();
     feed.add_events(move || events.next_event(None))?;
     let gate = match order.listen {
-        Listen::On(_) => Some(feed.add_input()?),
+        Listen::On(_) => Some(printer.add_input(&feed)?),
         Listen::Stdin => None,
     };
     let mut serve = Serve { server, printer, gate };
@@ -121,6 +122,7 @@ impl Serve {
     /// Does what a line says; true when it says to stop.
     fn line(&mut self, line: Line) -> bool {
         let parsed = match line {
+            Line::Typed(bytes) => return self.printer.typed(&bytes).into_iter().any(|typed| self.typed(typed)),
             Line::Text(text) => console::parse(Side::Server, &text),
             Line::TooLong => Err("line not sent: longer than 64 KiB".to_owned()),
             Line::NotUtf8 => Err("line not sent: not UTF-8".to_owned()),
@@ -131,6 +133,13 @@ impl Serve {
             Err(usage) => self.printer.error(&usage),
         }
         false
+    }
+
+    /// ^D is the end of a line here, and of nothing else.
+    fn typed(&mut self, typed: Typed) -> bool {
+        let Typed::Line(text) = typed else { return false };
+        self.printer.entered(&text);
+        self.line(Line::Text(text))
     }
 
     fn command(&mut self, command: Command) {

@@ -1,50 +1,56 @@
-//! Signals: the first of SIGINT, SIGTERM and SIGHUP is told to the run, a later one ends the process at once.
+//! Signals: the first of SIGINT, SIGTERM and SIGHUP is for the run, a later one ends the process at once.
 //!
 //! It refuses to take a SIGHUP that whoever started us had ignored: that is what `nohup` is for.
 
 use std::fs;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 
 use rustix::event::{poll, Timespec};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGTSTP, SIGXFSZ};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
+use signal_hook::low_level::emulate_default_handler;
+
+use super::terminal;
 
 /// `timeout` and a lost terminal send the same signal twice within a moment: that is still the first.
 const SAME_SIGNAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
 
 /// The signals that end a run.
-pub struct Watch {
-    signals: Signals,
-    /// Whether the next signal ends the process; it is looked at inside the signal handler.
-    next_ends: Arc<AtomicBool>,
-}
+pub struct Watch(Signals);
 
 impl Watch {
     /// Watches from now on.
     pub fn start() -> io::Result<Watch> {
         // A handler that does nothing: writing past the file size limit is then an error, not a death.
         flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
-        let ends: Vec<i32> = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&signal| !stays_ignored(signal)).collect();
-        let next_ends = Arc::new(AtomicBool::new(false));
-        for &signal in &ends {
-            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&next_ends))?;
-        }
-        Ok(Watch { signals: Signals::new(ends)?, next_ends })
+        let ends = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&signal| !stays_ignored(signal));
+        Signals::new(ends.chain([SIGTSTP])).map(Watch)
     }
 
-    /// Waits for the first signal.
-    pub fn first(&mut self) -> Option<i32> {
-        self.signals.forever().next()
+    /// Waits for a signal that ends the run. ^Z stops the process, with the terminal as it was.
+    pub fn next(&mut self) -> Option<i32> {
+        self.0.forever().find(|&signal| {
+            if signal == SIGTSTP {
+                let is_editing = terminal::editing().is_some();
+                terminal::leave_editing();
+                let _ = emulate_default_handler(SIGTSTP);
+                // Continued, and perhaps in the background: then whoever reads does this later.
+                if is_editing {
+                    terminal::enter_editing();
+                }
+            }
+            signal != SIGTSTP
+        })
     }
 
-    /// Lets the next signal end the process, after a moment.
-    pub fn let_next_end(self) {
+    /// Passes over what comes within a moment.
+    pub fn skip_repeated(&mut self) {
         // Nothing but time is waited for.
         let _ = poll(&mut [], Some(&SAME_SIGNAL));
-        self.next_ends.store(true, Ordering::SeqCst);
+        self.0.pending().for_each(drop);
     }
 }
 

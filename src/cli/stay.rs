@@ -91,7 +91,7 @@ fn ended(event: &Event, printer: &mut Printer) -> Exit {
     let Event::Disconnected(Some(error)) = event else {
         return Exit::Done;
     };
-    printer.fatal(error);
+    printer.failed(error);
     Exit::of(error)
 }
 

@@ -1,4 +1,4 @@
-//! Sizes and times as a user writes them. Called by `args`.
+//! Sizes and times as a user writes and reads them. Called by `args` and `progress`.
 
 use std::time::Duration;
 
@@ -34,6 +34,34 @@ pub fn time(text: &str) -> Option<Duration> {
     (time <= LONGEST).then_some(time)
 }
 
+/// Bytes in the largest unit that leaves a number of 1 or more: `12 B`, `1.5 KiB`.
+pub fn show_size(bytes: u64) -> String {
+    let mut left = bytes;
+    let mut unit = None;
+    for next in ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"] {
+        if left < 1024 {
+            break;
+        }
+        // The tenth is that of the unit before.
+        unit = Some((next, left % 1024 * 10 / 1024));
+        left /= 1024;
+    }
+    match unit {
+        None => format!("{bytes} B"),
+        Some((unit, tenth)) => format!("{left}.{tenth} {unit}"),
+    }
+}
+
+/// Seconds as minutes, `4:05`, or with hours, `1:04:05`.
+pub fn show_time(seconds: u64) -> String {
+    let (hours, minutes, rest) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match hours {
+        0 => format!("{minutes}:{rest:02}"),
+        1..=99 => format!("{hours}:{minutes:02}:{rest:02}"),
+        _ => format!("{} days", hours / 24),
+    }
+}
+
 fn number_and_unit(text: &str) -> Option<(u64, &str)> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
@@ -56,6 +84,13 @@ mod tests {
         let times = ["0", "7", "7s", "500ms", "2m", "3h", "7d"].map(time);
         let expected = [0, 7000, 7000, 500, 120_000, 10_800_000, 604_800_000].map(|ms| Some(Duration::from_millis(ms)));
         assert_eq!(times, expected);
+    }
+
+    #[test]
+    fn what_is_shown_is_short() {
+        let sizes = [0, 1023, 1024, 1536, 5 << 20, u64::MAX].map(show_size);
+        assert_eq!(sizes, ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "5.0 MiB", "15.9 EiB"]);
+        assert_eq!([5, 65, 3665, 40 * 86_400].map(show_time), ["0:05", "1:05", "1:01:05", "40 days"]);
     }
 
     #[test]
