@@ -135,6 +135,26 @@ fn people_talk_with_commands() {
 }
 
 #[test]
+fn people_list_and_get_what_is_shared() {
+    let terminal = Terminal::new();
+    let share = terminal.scratch.directory("share");
+    terminal.scratch.file("share/tree/core", 300_000, 7);
+    let here = terminal.scratch.directory("here");
+    let server = Server::start(&["--share", &share]);
+    terminal.line(&format!("cd {here}; clear; {BINARY} client --to {} --nick ann", server.address()));
+    terminal.shows("the nickname", |screen| screen.contains("you are ann"));
+    terminal.line("/list");
+    terminal.shows("the listing", |screen| screen.contains("300000") && screen.contains("tree/core"));
+    terminal.line("/get tree/none");
+    terminal.shows("what to do", |screen| screen.contains("--list shows what there is"));
+    terminal.line("/get tree");
+    terminal.shows("the receipt", |screen| screen.contains("received \"tree/core\": 300000 bytes"));
+    terminal.line("/quit");
+    terminal.shows("the prompt", |screen| screen.ends_with('$'));
+    common::assert_same_file(format!("{share}/tree/core"), format!("{here}/tree/core"));
+}
+
+#[test]
 fn what_comes_in_does_not_break_the_line_being_typed() {
     let mut server = Server::start(&[]);
     let terminal = Terminal::new();

@@ -1,11 +1,12 @@
 //! The run of a client with nothing to send: each line of standard input is a text to the room, and at its end the run waits
 //! until all it said was answered. On a terminal lines that begin with a slash are commands.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::{self, IsTerminal};
 
-use postwire::{config, Client, Direction, Error, Event, Nickname, State};
+use postwire::{config, Client, Direction, Error, Event, Nickname, RequestId, State, TransferId};
 
+use super::asked::Asked;
 use super::console::{self, Command};
 use super::editor::Typed;
 use super::exit::{Exit, Tally};
@@ -25,7 +26,9 @@ struct Chat<'a> {
     takes_commands: bool,
     /// What was said and not answered: sequence and cost.
     texts_waiting: BTreeMap<u64, usize>,
-    files_waiting: usize,
+    /// Files and trees that have no answer yet; a tree's is its last.
+    files_waiting: HashSet<TransferId>,
+    asked: Asked,
     /// Who is in the room beside us.
     room: BTreeSet<Nickname>,
     /// The gate stays shut until some of `texts_waiting` are answered.
@@ -50,7 +53,8 @@ pub fn run(client: &Client, feed: &mut Feed, printer: &mut Printer) -> Result<Ex
         gate,
         takes_commands: io::stdin().is_terminal(),
         texts_waiting: BTreeMap::new(),
-        files_waiting: 0,
+        files_waiting: HashSet::new(),
+        asked: Asked::default(),
         room: BTreeSet::new(),
         is_full: false,
         is_over: false,
@@ -129,13 +133,18 @@ impl Chat<'_> {
             Command::Say(text) => self.say(None, &text),
             Command::Message { to, text } => self.say(Some(&to), &text),
             Command::Send { path, to: _ } => match self.client.send_file(&path) {
-                Ok(_) => self.files_waiting += 1,
+                Ok(id) => drop(self.files_waiting.insert(id)),
                 Err(Error::Closed) => self.is_cut_off = true,
                 Err(error) => {
                     self.printer.unsendable(&path, &error);
                     self.tally.failed(Exit::of(&error));
                 }
             },
+            Command::Get(path) => {
+                let label = path.to_string();
+                self.ask(self.client.get(&path, None), label);
+            }
+            Command::List => self.ask(self.client.list(None), "/list".to_owned()),
             Command::Nick(nickname) => self.client.rename(&nickname),
             Command::Who => self.who(),
             Command::Help => self.printer.answer(console::help(Side::Client)),
@@ -154,6 +163,15 @@ impl Chat<'_> {
                 self.printer.error(&format!("text not sent: {error}"));
                 self.tally.failed(Exit::of(&error));
             }
+        }
+    }
+
+    fn ask(&mut self, asked: Result<RequestId, Error>, label: String) {
+        match asked {
+            Ok(id) => self.asked.add(id, label),
+            Err(Error::Closed) => self.is_cut_off = true,
+            Err(Error::Argument { .. }) => self.unsaid("nothing can be stored here: start with --dir DIR"),
+            Err(error) => self.unsaid(&error.to_string()),
         }
     }
 
@@ -180,18 +198,24 @@ impl Chat<'_> {
                 self.room.clear();
                 self.leave_when_answered();
             }
-            event => self.printer.event(event),
+            event => self.asked.say(event, self.printer),
         }
         match event {
             Event::TextDelivered { sequence } => self.text_answered(*sequence, None),
             Event::TextRefused { sequence, refusal } => {
                 self.text_answered(*sequence, Some(Exit::of(&Error::Refused(*refusal))));
             }
-            Event::Sent(_) => self.file_answered(None),
+            Event::Sent(receipt) => self.file_answered(receipt.transfer, None),
             Event::TransferFailed(failure) if matches!(failure.error, Error::Closed) => {}
             Event::TransferFailed(failure) if failure.direction == Direction::Outgoing => {
-                self.file_answered(Some(Exit::of(&failure.error)));
+                self.file_answered(failure.transfer, Some(Exit::of(&failure.error)));
             }
+            Event::Listed { entries, more: true, .. } => {
+                let next = self.client.list(entries.last().map(|last| &last.path));
+                self.ask(next, "/list".to_owned());
+            }
+            Event::Listed { .. } | Event::Got { failed: 0, .. } => self.answered(None),
+            Event::Got { .. } | Event::RequestFailed { .. } => self.answered(Some(Exit::Refused)),
             Event::Joined(nickname) => drop(self.room.insert(nickname.clone())),
             Event::Left(nickname) => drop(self.room.remove(nickname)),
             Event::Renamed { from, to } => {
@@ -212,8 +236,8 @@ impl Chat<'_> {
         }
     }
 
-    fn file_answered(&mut self, failure: Option<Exit>) {
-        self.files_waiting = self.files_waiting.saturating_sub(1);
+    fn file_answered(&mut self, id: TransferId, failure: Option<Exit>) {
+        self.files_waiting.remove(&id);
         self.answered(failure);
     }
 
@@ -238,7 +262,8 @@ impl Chat<'_> {
     }
 
     fn is_answered(&self) -> bool {
-        self.texts_waiting.is_empty() && self.files_waiting == 0 && self.was_connected && !self.is_cut_off
+        let nothing_waits = self.texts_waiting.is_empty() && self.files_waiting.is_empty() && self.asked.is_empty();
+        nothing_waits && self.was_connected && !self.is_cut_off
     }
 
     /// The connection ended: as we wished, or not.

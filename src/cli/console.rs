@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use postwire::Nickname;
+use postwire::{Nickname, SafePath};
 
 use super::options::Side;
 
@@ -21,6 +21,10 @@ pub enum Command {
         path: PathBuf,
         to: Option<Nickname>,
     },
+    /// Fetch what the server shares (client).
+    Get(SafePath),
+    /// What does it share (client).
+    List,
     /// Who is in the room, or connected to the server.
     Who,
     /// Be called this from now on (client).
@@ -40,7 +44,9 @@ pub fn help(side: Side) -> &'static str {
             "\
 a line          says it to everybody in the room (//LINE says /LINE)
 /msg NICK TEXT  says it to one
-/send PATH      sends a file to the server
+/send PATH      sends a file or directory to the server
+/list           what the server shares
+/get NAME       fetches it, into --dir or here
 /who            who is in the room
 /nick NAME      asks for another nickname
 /quit           ends, once all is delivered; so does ^D"
@@ -73,6 +79,8 @@ pub fn parse(side: Side, line: &str) -> Result<Command, String> {
     match (name, side) {
         ("send", _) => send(side, rest),
         ("msg", _) => message(rest),
+        ("get", Side::Client) => get(rest),
+        ("list", Side::Client) => alone(Command::List),
         ("who", _) => alone(Command::Who),
         ("nick", Side::Client) => nickname("/nick takes NAME: 1 to 32 of A-Z a-z 0-9 . _ -", rest).map(Command::Nick),
         ("kick", Side::Server) => nickname("/kick takes NICK", rest).map(Command::Kick),
@@ -98,6 +106,15 @@ fn send(side: Side, rest: &str) -> Result<Command, String> {
         _ => return Err(usage()),
     };
     Ok(Command::Send { path: path.into(), to })
+}
+
+fn get(rest: &str) -> Result<Command, String> {
+    let usage = || "/get takes NAME, as /list shows it; put one with spaces between \"quotes\"".to_owned();
+    let (name, rest) = quoted_word(rest).ok_or_else(usage)?;
+    match SafePath::parse(name.trim_end_matches('/').as_bytes()) {
+        Ok(path) if rest.trim().is_empty() => Ok(Command::Get(path)),
+        _ => Err(usage()),
+    }
 }
 
 fn nickname(usage: &str, rest: &str) -> Result<Nickname, String> {
@@ -189,6 +206,12 @@ mod tests {
             assert!(parse(side, line).is_err(), "{line}");
         }
         assert_eq!(parse(Side::Client, "/quit"), Ok(Command::Quit));
+        assert_eq!(parse(Side::Client, "/list"), Ok(Command::List));
+        let core = SafePath::parse(b"crash/my core").unwrap();
+        assert_eq!(parse(Side::Client, "/get \"crash/my core/\""), Ok(Command::Get(core)));
+        for line in ["/get", "/get a b", "/get ../a", "/get /a", "/list x"] {
+            assert!(parse(Side::Client, line).is_err(), "{line}");
+        }
         assert_eq!(parse(Side::Client, "/help"), Ok(Command::Help));
         assert!(parse(Side::Client, "/quit now").is_err());
         assert!(parse(Side::Client, "/etc/passwd is a file").unwrap_err().contains("//TEXT"));

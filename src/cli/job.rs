@@ -1,7 +1,7 @@
 //! The run of a client with files and texts: it does them in order, and ends. [`Plan`] decides what comes next and touches
 //! nothing; [`run`] does it.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use postwire::{Client, Direction, Error, Event, Nickname, Refusal, RequestId, SafePath, State, TransferId};
 
 use super::args::Item;
+use super::asked::Asked;
 use super::exit::{Exit, Tally};
 use super::feed::{Feed, Happening};
 use super::print::Printer;
@@ -27,8 +28,7 @@ struct Plan {
     texts_for: Option<Nickname>,
     /// Files and trees that have no answer yet. What is in a tree has transfers of its own, and the tree's is the last.
     files_waiting: HashSet<TransferId>,
-    /// What was asked for and has no answer yet, with its name.
-    requests_waiting: HashMap<RequestId, String>,
+    asked: Asked,
     texts_waiting: usize,
     file_failed: bool,
     /// The run ended before this could be queued.
@@ -60,7 +60,7 @@ impl Plan {
         if let Some(last) = self.page.take() {
             return Step::List(Some(last));
         }
-        let files_wait = !self.files_waiting.is_empty() || !self.requests_waiting.is_empty();
+        let files_wait = !self.files_waiting.is_empty() || !self.asked.is_empty();
         if matches!(self.items.front(), Some(Item::Text(_))) && files_wait {
             return Step::Wait;
         }
@@ -84,8 +84,7 @@ impl Plan {
 
     /// Whether everything was sent and answered.
     fn is_answered(&self) -> bool {
-        let nothing_waits =
-            self.files_waiting.is_empty() && self.requests_waiting.is_empty() && self.texts_waiting == 0;
+        let nothing_waits = self.files_waiting.is_empty() && self.asked.is_empty() && self.texts_waiting == 0;
         self.items.is_empty() && nothing_waits && !self.is_cut_off
     }
 
@@ -134,8 +133,7 @@ impl Plan {
                 self.skipped += 1;
                 self.tally.failed(Exit::Partly);
             }
-            Event::Got { request, left_out, failed } => {
-                self.requests_waiting.remove(request);
+            Event::Got { left_out, failed, .. } => {
                 if *failed > 0 {
                     self.file_failed = true;
                     self.tally.failed(Exit::Refused);
@@ -144,17 +142,11 @@ impl Plan {
                     self.tally.failed(Exit::Partly);
                 }
             }
-            Event::Listed { request, entries, more } => {
-                self.requests_waiting.remove(request);
-                match entries.last().filter(|_| *more) {
-                    Some(last) => self.page = Some(last.path.clone()),
-                    None => self.tally.done(),
-                }
-            }
-            Event::RequestFailed { request, error } => {
-                self.requests_waiting.remove(request);
-                self.file_failed(error);
-            }
+            Event::Listed { entries, more, .. } => match entries.last().filter(|_| *more) {
+                Some(last) => self.page = Some(last.path.clone()),
+                None => self.tally.done(),
+            },
+            Event::RequestFailed { error, .. } => self.file_failed(error),
             Event::TextDelivered { .. } => self.text_answered(None),
             Event::TextRefused { refusal, .. } => self.text_answered(Some(&Error::Refused(*refusal))),
             _ => {}
@@ -183,7 +175,7 @@ pub fn run(
             }
             Happening::Event(Event::RequestFailed { error: Error::Closed, .. }) => {}
             Happening::Event(event) => {
-                say(&event, &plan, printer);
+                plan.asked.say(&event, printer);
                 plan.hear(&event);
                 if let Event::Disconnected(error) = event {
                     return ended(&mut plan, signal, error, printer);
@@ -312,7 +304,7 @@ fn queued(sent: Result<TransferId, Error>, path: &Path, plan: &mut Plan, printer
 /// Gives `false` when the run is over.
 fn asked(asked: Result<RequestId, Error>, label: String, plan: &mut Plan, printer: &mut Printer) -> bool {
     match asked {
-        Ok(id) => drop(plan.requests_waiting.insert(id, label)),
+        Ok(id) => plan.asked.add(id, label),
         Err(Error::Closed) => {
             plan.is_cut_off = true;
             return false;
@@ -323,19 +315,6 @@ fn asked(asked: Result<RequestId, Error>, label: String, plan: &mut Plan, printe
         }
     }
     true
-}
-
-/// What is said of a request needs its name.
-fn say(event: &Event, plan: &Plan, printer: &mut Printer) {
-    match event {
-        Event::Got { request, left_out, failed } => {
-            printer.got(plan.requests_waiting.get(request).map_or("", String::as_str), *left_out, *failed);
-        }
-        Event::RequestFailed { request, error } => {
-            printer.request_failed(plan.requests_waiting.get(request).map_or("", String::as_str), error);
-        }
-        event => printer.event(event),
-    }
 }
 
 /// After an answer to everything it does not matter how the connection ended.

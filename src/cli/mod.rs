@@ -5,6 +5,7 @@
 
 mod advice;
 mod args;
+mod asked;
 mod chat;
 mod columns;
 mod console;
@@ -31,6 +32,7 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use postwire::{Client, Config, Error, Result};
+use rustix::fs::{access, Access};
 
 use args::{ClientOrder, ClientRun, Environment, Order};
 use exec::Exec;
@@ -76,6 +78,11 @@ fn client(mut order: ClientOrder) -> Result<Exit> {
     let mut printer = with_exec(Printer::new(order.output, run), order.exec.as_deref(), &order.config, &feed)?;
     if order.output.to_stdout {
         order.config.sink = Some(print::stdout_sink()?);
+    }
+    let chats = matches!(order.run, ClientRun::Chat);
+    if chats && order.config.dir.is_none() && access(".", Access::WRITE_OK | Access::EXEC_OK).is_ok() {
+        // For /get; nothing comes here unasked.
+        (order.config.dir, order.config.take_offers) = (Some(".".into()), false);
     }
     let client = Client::connect(&order.address, order.config)?;
     let events = client.clone();

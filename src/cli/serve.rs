@@ -162,7 +162,7 @@ impl Serve {
                 }
             }
             Command::Help => self.printer.answer(console::help(Side::Server)),
-            Command::Nick(_) | Command::Quit | Command::Nothing => {}
+            Command::Get(_) | Command::List | Command::Nick(_) | Command::Quit | Command::Nothing => {}
         }
     }
 

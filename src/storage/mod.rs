@@ -106,7 +106,10 @@ impl Store {
         let root = Arc::new(Dir::open(dir).map_err(failed("open"))?);
         root.check_writable().map_err(failed("write to"))?;
         let rounds = Rounds::new(config.keep_partials);
-        rounds.make(&root);
+        // Whoever only gets something has no directory of its own to keep.
+        if config.take_offers {
+            rounds.make(&root);
+        }
         let anchors = Arc::new(Anchors::default());
         Ok(Store {
             path: dir.to_owned(),
@@ -189,7 +192,9 @@ impl Store {
         if self.refuses_name(meta)? {
             return Err(Refusal::Exists.into());
         }
-        self.rounds.make(&self.root);
+        if self.config.take_offers {
+            self.rounds.make(&self.root);
+        }
         let place = Place::make(&self.root, meta.path.directories(), &self.anchors)
             .map_err(|error| self.failure("make a directory for", &meta.path, error))?;
         let identity = Identity::of(meta);

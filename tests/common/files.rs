@@ -29,6 +29,7 @@ impl Scratch {
     /// Makes a file of random bytes in it.
     pub fn file(&self, name: &str, size_bytes: u64, seed: u64) -> String {
         let path = self.path(name);
+        fs::create_dir_all(Path::new(&path).parent().unwrap()).unwrap();
         random_file(&path, usize::try_from(size_bytes).unwrap(), seed);
         path
     }
