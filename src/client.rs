@@ -177,7 +177,8 @@ impl Client {
         self.shared.link.take().local
     }
 
-    /// The next event; waits for it at most `timeout`, or for ever. `None` after the end.
+    /// The next event; waits for it at most `timeout`, or for ever. `None` after the end. To be called again and again:
+    /// while thousands wait, nothing more comes in.
     ///
     /// # Errors
     /// [`Error::Timeout`].
@@ -391,7 +392,7 @@ impl Shared {
             budget: Arc::clone(&shared.budget),
             holders: Arc::clone(&shared.holders),
             pulse: hooks.pulse,
-            report: Arc::new(move |report| events.push(event_of(report, None, Some(address)))),
+            report: Arc::new(move |report| events.push_when_there_is_room(event_of(report, None, Some(address)))),
             wake: hooks.wake,
             violated: hooks.violated,
             ids: Arc::clone(&shared.ids),

@@ -140,6 +140,8 @@ pub const STREAM_READ_BYTES: usize = 64 * KIB;
 pub const STREAM_AHEAD_BYTES: u64 = 512 * 1024;
 /// What is kept of a stream for repair and for a new connection, as it can't be read again.
 pub const STREAM_KEPT_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Events that wait to be taken; past them what comes in waits on its disk thread, which withholds acknowledgements.
+pub const EVENTS_MAX: usize = 4096;
 /// Requests of one side that are not ended at a time.
 pub const REQUESTS_MAX: usize = 16;
 /// Entries in the answer to one LIST.

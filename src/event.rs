@@ -1,7 +1,8 @@
 //! What the application hears: [`Event`], in order, on a queue that closes from either end.
 //!
 //! The queue refuses to grow without bound: texts are bounded by the read buffer, progress keeps only the latest figure of each
-//! transfer, and everything else comes from a peer at most as fast as it pays for it on the wire. `hub` and `client` push,
+//! transfer, files that come wait for room on their disk threads, and the rest comes from a peer at most as fast as it pays
+//! for it on the wire. `hub` and `client` push,
 //! the application takes.
 
 use std::collections::VecDeque;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::config::EVENTS_MAX;
 use crate::error::{Error, Refusal, Result};
 use crate::name::Nickname;
 use crate::session::{Handled, TextReport};
@@ -175,6 +177,8 @@ pub(crate) struct Events {
 struct Shared {
     queue: Mutex<Queue>,
     wake: Condvar,
+    /// Something was taken.
+    room: Condvar,
 }
 
 struct Queue {
@@ -189,7 +193,7 @@ impl Events {
     /// A queue whose texts may hold `text_bytes_max`.
     pub(crate) fn new(text_bytes_max: usize) -> Events {
         let queue = Queue { events: VecDeque::new(), text_bytes: 0, text_bytes_max, closed: false };
-        Events { shared: Arc::new(Shared { queue: Mutex::new(queue), wake: Condvar::new() }) }
+        Events { shared: Arc::new(Shared { queue: Mutex::new(queue), wake: Condvar::new(), room: Condvar::new() }) }
     }
 
     /// Puts an event behind the others; progress replaces what waits of the same transfer. After [`Events::close`]
@@ -215,6 +219,14 @@ impl Events {
         self.shared.wake.notify_one();
     }
 
+    /// As [`Events::push`], but waits while too much waits to be taken: for a disk thread, which by that slows its peer down.
+    pub(crate) fn push_when_there_is_room(&self, event: Event) {
+        let is_full = |queue: &mut Queue| queue.events.len() >= EVENTS_MAX && !queue.closed;
+        let queue = self.shared.queue.take();
+        drop(self.shared.room.wait_while(queue, is_full).unwrap_or_else(PoisonError::into_inner));
+        self.push(event);
+    }
+
     /// Whether a text of `bytes` has room; one always has when none waits.
     pub(crate) fn has_room_for_text(&self, bytes: usize) -> bool {
         let queue = self.shared.queue.take();
@@ -230,6 +242,9 @@ impl Events {
         let mut queue = self.shared.queue.take();
         loop {
             if let Some(event) = queue.events.pop_front() {
+                if queue.events.len() < EVENTS_MAX {
+                    self.shared.room.notify_all();
+                }
                 if let Event::Text(text) = &event {
                     queue.text_bytes -= text.text.len();
                 }
@@ -255,6 +270,7 @@ impl Events {
     pub(crate) fn close(&self) {
         self.shared.queue.take().closed = true;
         self.shared.wake.notify_all();
+        self.shared.room.notify_all();
     }
 
     /// Bytes of the texts that wait.
@@ -326,6 +342,24 @@ mod tests {
             seen.push((progress.transfer, progress.bytes));
         }
         assert_eq!(seen, [(1, 5), (2, 1)]);
+    }
+
+    #[test]
+    fn what_a_disk_thread_brings_waits_for_room() {
+        let events = Events::new(100);
+        (0..EVENTS_MAX).for_each(|_| events.push(Event::AcceptError(Error::Closed)));
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let pushing = events.clone();
+        let thread = std::thread::spawn(move || {
+            pushing.push_when_there_is_room(progress(1, 1));
+            sender.send(()).unwrap();
+        });
+        assert!(receiver.recv_timeout(Duration::from_millis(50)).is_err());
+        assert!(matches!(events.next(None), Ok(Some(Event::AcceptError(_)))));
+        receiver.recv_timeout(Duration::from_secs(20)).unwrap();
+        thread.join().unwrap();
+        events.close();
+        events.push_when_there_is_room(progress(1, 2));
     }
 
     #[test]

@@ -100,7 +100,8 @@ impl Server {
         }
     }
 
-    /// The next event; waits for it at most `timeout`, or for ever. `None` after the end.
+    /// The next event; waits for it at most `timeout`, or for ever. `None` after the end. To be called again and again:
+    /// while thousands wait, nothing more comes in.
     ///
     /// # Errors
     /// [`Error::Timeout`].

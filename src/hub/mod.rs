@@ -402,7 +402,9 @@ impl Hub {
                 budget: Arc::clone(&hub.budget),
                 holders: Arc::clone(&hub.holders),
                 pulse: hooks.pulse,
-                report: Arc::new(move |report| events.push(event_of(report, Some(&called.get()), Some(address)))),
+                report: Arc::new(move |report| {
+                    events.push_when_there_is_room(event_of(report, Some(&called.get()), Some(address)))
+                }),
                 wake: hooks.wake,
                 violated: hooks.violated,
                 ids: Arc::clone(&hub.ids),
