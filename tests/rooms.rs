@@ -7,6 +7,8 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use postwire::wire::{CancelReason, Message, Offer, Peer, RunId, Text, Time};
+
 use common::{assert_same_file, client, client_spawn, Running, Scratch, Server};
 
 /// A chat client in the room.
@@ -194,15 +196,14 @@ fn strangers_are_refused_with_a_reason_and_the_server_goes_on() {
     client(&["--to", &server.address(), "--text", "still here"]).assert_code(0);
 }
 
-#[test]
-fn a_long_text_with_a_damaged_tail_ends_the_connection() {
-    use postwire::wire::{Message, Peer, RunId, Text};
-    let server = Server::start(&[]);
-    let run = RunId([1; 16]);
+const RUN: RunId = RunId([1; 16]);
+
+/// A peer that says what it likes, in the room.
+fn raw_peer(server: &Server) -> TcpStream {
     let mut bytes = Vec::new();
     Message::Hello { version_low: 1, version_high: 1, mode: 0 }.encode(&mut bytes);
     Message::Peer(Peer {
-        run,
+        run: RUN,
         in_room: true,
         takes_files: false,
         relays: false,
@@ -218,8 +219,67 @@ fn a_long_text_with_a_damaged_tail_ends_the_connection() {
     peer.write_all(&bytes).unwrap();
     // WELCOME, PEER and NAMED: PROTOCOL 2.1 wants nothing before them.
     peer.read_exact(&mut [0; 96]).unwrap();
-    bytes.clear();
-    Message::Text(Text { run, sequence: 1, from: None, to: None, text: "x".repeat(60_000) }).encode(&mut bytes);
+    peer
+}
+
+/// What a terminal obeys, or what changes or hides what else is seen: C0, DEL, C1, bidirectional, invisible.
+fn hostile() -> String {
+    let ranges = [0x01..=0x1f, 0x7f..=0x9f, 0x200b..=0x200f, 0x2028..=0x202e, 0x2060..=0x206f, 0xe0000..=0xe007f];
+    let one_by_one = "\u{ad}\u{61c}\u{180e}\u{feff}\u{fff9}\u{3164}\u{1d173}";
+    let clear_and_home = "\u{1b}[2J\u{1b}[H\u{1b}]0;title\u{7}\u{9b}31m";
+    let chars = ranges.into_iter().flatten().filter_map(char::from_u32);
+    clear_and_home.chars().chain(one_by_one.chars()).chain(chars).collect()
+}
+
+#[test]
+fn nothing_that_a_peer_says_is_obeyed_by_a_terminal() {
+    for more in [&["-vv"][..], &["-vv", "--json"]] {
+        let scratch = Scratch::new();
+        let inbox = scratch.directory("inbox");
+        let mut server = Server::start(&[&["--dir", &inbox], more].concat());
+        let address = server.address();
+        let mut ann = client_spawn(&[&["--to", &address, "--nick", "ann"], more].concat());
+        server.wait_either(|line| line.contains("ann") && line.contains("join"));
+        let mut peer = raw_peer(&server);
+        let mut bytes = Vec::new();
+        let path = format!("a{}", hostile()).replace(['\n', '/'], "").into_bytes();
+        let offer = |transfer, path| Offer {
+            transfer,
+            kind: 0,
+            size: 1,
+            mtime: Time::default(),
+            mode: 0o644,
+            content_crc: 1,
+            request: 0,
+            path,
+        };
+        Message::Text(Text { run: RUN, sequence: 1, from: None, to: None, text: hostile() + "end" }).encode(&mut bytes);
+        Message::Offer(offer(1, path)).encode(&mut bytes);
+        Message::Offer(offer(2, b"bytes-\xff\x9b\xc2.bin".to_vec())).encode(&mut bytes);
+        Message::Cancel { transfer: 2, reason: CancelReason::Other(7) }.encode(&mut bytes);
+        Message::Text(Text { run: RUN, sequence: 2, from: None, to: None, text: "last".into() }).encode(&mut bytes);
+        peer.write_all(&bytes).unwrap();
+        ann.wait_stdout(|line| line.contains("last"));
+        server.wait_stdout(|line| line.contains("last"));
+        server.wait_either(|line| line.contains("unsafe-name"));
+        // Whoever does not say goodbye would be waited for.
+        drop(peer);
+        ann.close_stdin();
+        let (ann, server) = (ann.wait(), server.terminate());
+        for run in [ann, server] {
+            let obeyed = |c: char| c != '\n' && !c.is_ascii_graphic() && hostile().contains(c);
+            run.assert(!run.stdout.contains(obeyed) && !run.stderr.contains(obeyed), "nothing is obeyed");
+            run.assert(!run.stdout_bytes.contains(&0xff) && run.stdout.contains("end"), "the text came");
+        }
+    }
+}
+
+#[test]
+fn a_long_text_with_a_damaged_tail_ends_the_connection() {
+    let server = Server::start(&[]);
+    let mut peer = raw_peer(&server);
+    let mut bytes = Vec::new();
+    Message::Text(Text { run: RUN, sequence: 1, from: None, to: None, text: "x".repeat(60_000) }).encode(&mut bytes);
     *bytes.last_mut().unwrap() ^= 1;
     peer.write_all(&bytes).unwrap();
     let mut answer = Vec::new();

@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs::File;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use common::{client, until, Scratch, Server, Signal, BINARY};
@@ -218,13 +219,18 @@ fn the_terminal_is_given_back_however_it_ends() {
 #[test]
 fn a_server_has_a_console() {
     let terminal = Terminal::new();
-    terminal.line(&format!("clear; {BINARY} server --listen 127.0.0.1:0"));
+    let program = terminal.scratch.path("program");
+    std::fs::write(&program, "#!/bin/sh\nexit 3\n").unwrap();
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    terminal.line(&format!("clear; {BINARY} server --listen 127.0.0.1:0 --exec {program}"));
     let screen = terminal.shows("the port", |screen| screen.contains("listening on"));
     let port = screen.lines().find_map(|line| line.strip_prefix("listening on ")).unwrap().to_owned();
     terminal.keys("half");
     terminal.shows_row("> half");
     client(&["--to", &port, "--nick", "job", "--text", "hello"]).assert_code(0);
-    let screen = terminal.shows_row("job: hello");
+    terminal.shows_row("job: hello");
+    // Said by another thread.
+    let screen = terminal.shows("the program's end", |screen| screen.contains("program for a text from job"));
     assert!(screen.ends_with("> half"), "{screen}");
     terminal.key("C-u");
     terminal.key("C-d");

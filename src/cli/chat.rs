@@ -14,6 +14,7 @@ use super::feed::{Feed, Gate, Happening};
 use super::input::Line;
 use super::options::Side;
 use super::print::Printer;
+use super::screen;
 
 /// What a text without an answer counts beside its length, so that empty ones are bounded too.
 const TEXT_COST: usize = 64;
@@ -101,7 +102,7 @@ impl Chat<'_> {
             },
             Line::Text(text) => self.say(None, &text),
             Line::Typed(bytes) => {
-                for typed in self.printer.typed(&bytes) {
+                for typed in screen::typed(&bytes) {
                     self.typed(typed);
                 }
             }
@@ -121,7 +122,7 @@ impl Chat<'_> {
     fn typed(&mut self, typed: Typed) {
         match typed {
             Typed::Line(text) => {
-                self.printer.entered(&text);
+                screen::entered(&text);
                 self.line(Line::Text(text));
             }
             Typed::End => self.over(),

@@ -200,18 +200,23 @@ pub fn run(
 /// Tells the printer how much is to come; what has no known size makes the sum unknown.
 fn expect_files(plan: &Plan, printer: &mut Printer) {
     let deadline = Instant::now() + MEASURING;
-    let mut files = 0;
+    let mut files = Some(0);
     let mut bytes = Some(0);
     for item in &plan.items {
-        let size = match item {
-            Item::File { path, .. } => fs::metadata(path).ok().and_then(|metadata| size(path, &metadata, deadline)),
-            Item::Stdin { .. } | Item::Get { .. } => None,
+        let (one, size) = match item {
+            Item::File { path, .. } => match fs::metadata(path) {
+                Ok(metadata) if metadata.is_dir() => size(path, &metadata, deadline).unzip(),
+                Ok(metadata) if metadata.is_file() => (Some(1), Some(metadata.len())),
+                _ => (Some(1), None),
+            },
+            Item::Stdin { .. } => (Some(1), None),
+            Item::Get { .. } => (None, None),
             Item::Text(_) | Item::List => continue,
         };
-        files += size.map_or(1, |(files, _)| files);
-        bytes = bytes.zip(size).map(|(sum, (_, bytes))| sum + bytes);
+        files = files.zip(one).map(|(sum, files)| sum + files);
+        bytes = bytes.zip(size).map(|(sum, bytes)| sum + bytes);
     }
-    if files > 0 {
+    if files != Some(0) {
         printer.expect_files(files, bytes);
     }
 }

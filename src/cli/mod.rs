@@ -21,6 +21,7 @@ mod json;
 mod options;
 mod print;
 mod progress;
+mod screen;
 mod serve;
 mod signals;
 mod stay;

@@ -1,11 +1,11 @@
-//! The only place that writes to standard output and standard error. Texts and JSON go to the one, all else to the other.
+//! What is said, and where: texts and JSON on standard output, all else on standard error.
 //!
 //! It refuses to go on without standard output: the process ends inside the call, while the caller still holds the text that
 //! could not be printed, so that it is never acknowledged.
 
 use std::fmt::Display;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -15,15 +15,13 @@ use postwire::{escape_path, Direction, Error, Event, Nickname, PeerInfo, Result,
 
 use super::advice;
 use super::args::{Level, Output};
-use super::columns::{width, wrapped};
-use super::editor::{Editor, Typed};
 use super::exec::{Ended, Exec};
 use super::exit::Exit;
 use super::feed::{Feed, Gate};
 use super::human;
 use super::json::{self, Object};
 use super::progress::Progress;
-use super::terminal;
+use super::{screen, terminal};
 
 /// Says what happens, in the form and up to the level that the user chose.
 pub struct Printer {
@@ -33,19 +31,6 @@ pub struct Printer {
     held: Option<(String, usize)>,
     exec: Option<Exec>,
     progress: Option<Progress>,
-    screen: Screen,
-}
-
-/// The two streams, which may be one terminal with something on its last line.
-struct Screen {
-    stdout_is_terminal: bool,
-    stderr_is_terminal: bool,
-    /// The line of progress that is on the terminal, and when it was drawn last.
-    bar: Option<String>,
-    drawn: Option<Instant>,
-    editor: Option<Editor>,
-    /// What of the editor's row is on the terminal, the cursor's column, and when editing began.
-    row: Option<(String, usize, usize)>,
 }
 
 /// What the printer speaks for.
@@ -56,19 +41,16 @@ pub enum Run {
     Server,
 }
 
-/// To the start of the line, which is then empty.
-const ERASE: &[u8] = b"\r\x1b[K";
-
 /// Ends the program with one line and the code for it.
 pub fn end_with(line: impl Display, exit: Exit) -> ! {
-    terminal::leave_editing();
-    Screen::new().err(&format!("postwire: {line}"));
+    screen::finish();
+    screen::err(&format!("postwire: {line}"));
     exit.end()
 }
 
 /// `--help` and `--version`.
 pub fn print_help(text: &str) {
-    Screen::new().out(text.trim_end_matches('\n'));
+    to_stdout(text.trim_end_matches('\n'));
 }
 
 /// Standard output as the place for one file, unbuffered.
@@ -84,17 +66,16 @@ pub fn stdout_sink() -> Result<Sink> {
 /// A program of `--exec` has ended. It is said at once and beside the run, which may be waiting for just that.
 pub fn exec_ended(output: Output, ended: &Ended) {
     let (level, line) = human::exec_ended(ended);
-    let mut screen = Screen::new();
     if output.json {
-        screen.out(&json::exec_ended(ended).line());
+        to_stdout(&json::exec_ended(ended).line());
     } else if level <= output.level {
-        screen.err(&line);
+        screen::err(&line);
     }
 }
 
 impl Printer {
     pub fn new(output: Output, run: Run) -> Printer {
-        Printer { output, run, held: None, exec: None, progress: None, screen: Screen::new() }
+        Printer { output, run, held: None, exec: None, progress: None }
     }
 
     /// Passes on what comes to a program too, after it was said.
@@ -106,34 +87,17 @@ impl Printer {
         self.output
     }
 
-    /// The lines of standard input; on a terminal they are edited here, and come as [`Line::Typed`].
-    pub fn add_input(&mut self, feed: &Feed) -> Result<Gate> {
-        let edits = terminal::is_for_editing();
+    /// The lines of standard input; on a terminal they are edited there, and come as bytes that were typed.
+    pub fn add_input(&self, feed: &Feed) -> Result<Gate> {
+        let edits = terminal::is_for_editing() && !self.output.to_stdout;
         if edits {
-            terminal::enter_editing();
-            self.screen.editor = Some(Editor::default());
-            self.screen.draw_row();
+            screen::begin_editing();
         }
         feed.add_input(edits)
     }
 
-    /// Takes in what was typed, and shows it, but for whole lines: those are shown by [`Printer::entered`].
-    pub fn typed(&mut self, bytes: &[u8]) -> Vec<Typed> {
-        let typed = self.screen.editor.as_mut().map_or(Vec::new(), |editor| editor.typed(bytes));
-        if typed.is_empty() {
-            self.screen.draw_row();
-        }
-        typed
-    }
-
-    /// A line that was typed stays on the terminal, before what it leads to.
-    pub fn entered(&mut self, line: &str) {
-        // A terminal that is gone is met by whoever reads it.
-        let _ = self.screen.print_line(&Editor::entered(line));
-    }
-
-    /// Files will come: so many, and so many bytes, as far as it is known.
-    pub fn expect_files(&mut self, files: usize, bytes: Option<u64>) {
+    /// Files will come: so many, and so many bytes, where that is known.
+    pub fn expect_files(&mut self, files: Option<usize>, bytes: Option<u64>) {
         self.progress = Some(Progress::new(files, bytes, Instant::now()));
     }
 
@@ -143,7 +107,7 @@ impl Printer {
         let now = Instant::now();
         if let Some(progress) = &mut self.progress {
             if progress.hear(event, now) && self.output.level > Level::Error {
-                self.screen.draw(now, |columns| progress.line(now, columns));
+                screen::draw(now, |columns| progress.line(now, columns));
             }
         }
         if let Some(exec) = &self.exec {
@@ -154,12 +118,11 @@ impl Printer {
     fn print_event(&mut self, event: &Event) {
         if let Event::Listed { entries, .. } = event {
             let line = |entry| if self.output.json { json::listed(entry) } else { human::listed(entry) };
-            let lines: Vec<String> = entries.iter().map(line).collect();
-            return lines.iter().for_each(|line| self.screen.out(line));
+            return entries.iter().for_each(|entry| to_stdout(&line(entry)));
         }
         if self.output.json {
             if let Some(line) = json::event(event) {
-                self.screen.out(&line);
+                to_stdout(&line);
             }
             return;
         }
@@ -167,9 +130,9 @@ impl Printer {
             Event::Text(text) => {
                 let line = human::text(text.from.as_ref(), &text.text);
                 if self.output.to_stdout {
-                    self.screen.err(&line);
+                    screen::err(&line);
                 } else {
-                    self.screen.out(&line);
+                    to_stdout(&line);
                 }
             }
             Event::Named(nickname) if self.run == Run::Room => self.say(Level::Notice, &format!("you are {nickname}")),
@@ -210,7 +173,7 @@ impl Printer {
     pub fn got(&mut self, name: &str, left_out: u32, failed: u32) {
         if self.output.json {
             let object = Object::new("got").text("name", name);
-            return self.screen.out(&object.number("left_out", left_out).number("failed", failed).line());
+            return to_stdout(&object.number("left_out", left_out).number("failed", failed).line());
         }
         if left_out > 0 {
             self.say(Level::Error, &format!("\"{name}\": links and special files are left out ({left_out})"));
@@ -223,7 +186,7 @@ impl Printer {
     /// What was asked for under this name is not to be had.
     pub fn request_failed(&mut self, name: &str, error: &Error) {
         let object = || json::request_failed(name, error);
-        self.object_or_line(object, Level::Error, &format!("\"{name}\": {error}"));
+        self.object_or_line(object, Level::Error, &format!("\"{name}\": {}", advice::line(error)));
     }
 
     /// One of those who are connected, for `/who`.
@@ -272,16 +235,16 @@ impl Printer {
             self.notice(&summary);
         }
         match self.held.take() {
-            Some((line, 0)) => self.screen.err(&line),
-            Some((line, more)) => self.screen.err(&format!("{line} (and {more} more)")),
+            Some((line, 0)) => screen::err(&line),
+            Some((line, more)) => screen::err(&format!("{line} (and {more} more)")),
             None => {}
         }
-        self.screen.finish();
+        screen::finish();
     }
 
     fn object_or_line(&mut self, object: impl FnOnce() -> Object, level: Level, line: &str) {
         if self.output.json {
-            self.screen.out(&object().line());
+            to_stdout(&object().line());
         } else {
             self.say(level, line);
         }
@@ -292,7 +255,7 @@ impl Printer {
             return;
         }
         if self.output.level > Level::Error || self.run != Run::Job {
-            self.screen.err(line);
+            screen::err(line);
             return;
         }
         match &mut self.held {
@@ -302,104 +265,10 @@ impl Printer {
     }
 }
 
-impl Screen {
-    fn new() -> Screen {
-        let (stdout_is_terminal, stderr_is_terminal) = terminal::streams();
-        Screen { stdout_is_terminal, stderr_is_terminal, bar: None, drawn: None, editor: None, row: None }
-    }
-
-    /// Each line is flushed: when a text is acknowledged, whoever reads standard output has it.
-    fn out(&mut self, line: &str) {
-        match self.print_line(line) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::of_output(&error).end(),
-            Err(error) => end_with(format_args!("can't write standard output: {error}"), Exit::of_output(&error)),
-        }
-    }
-
-    fn print_line(&mut self, line: &str) -> io::Result<()> {
-        if self.stdout_is_terminal {
-            self.clear();
-        }
-        let mut stdout = io::stdout().lock();
-        stdout.write_all(format!("{line}\n").as_bytes())?;
-        stdout.flush()?;
-        drop(stdout);
-        self.draw_row();
-        Ok(())
-    }
-
-    /// Where nobody hears us there is nobody to tell. A terminal is never made to break a line inside a word.
-    fn err(&mut self, lines: &str) {
-        if !self.stderr_is_terminal {
-            let _ = io::stderr().lock().write_all(format!("{lines}\n").as_bytes());
-            return;
-        }
-        let columns = terminal::columns();
-        let mut text = String::new();
-        for line in lines.lines() {
-            text.push_str(&wrapped(line, columns));
-            text.push('\n');
-        }
-        self.clear();
-        let _ = io::stderr().lock().write_all(text.as_bytes());
-        self.draw_row();
-    }
-
-    /// Draws the line of progress, if it is time to.
-    fn draw(&mut self, now: Instant, line: impl FnOnce(usize) -> String) {
-        if !self.stderr_is_terminal || !terminal::obeys() {
-            return;
-        }
-        if self.drawn.is_some_and(|drawn| now.duration_since(drawn) < terminal::redraw_after()) {
-            return;
-        }
-        // The last column stays free: a terminal may go on to the next line after it.
-        let line = line(terminal::columns().saturating_sub(1));
-        let last = self.bar.as_deref().unwrap_or_default();
-        let spaces = width(last).saturating_sub(width(&line));
-        if line != last {
-            let _ = io::stderr().lock().write_all(format!("\r{line}{:spaces$}", "").as_bytes());
-        }
-        (self.bar, self.drawn) = (Some(line), Some(now));
-    }
-
-    /// Takes away what is redrawn, so that a line can be printed in its place.
-    fn clear(&mut self) {
-        if self.bar.take().is_some() {
-            let _ = io::stderr().lock().write_all(ERASE);
-        }
-        if self.row.take().is_some() {
-            let _ = io::stdout().lock().write_all(ERASE).and_then(|()| io::stdout().flush());
-        }
-    }
-
-    /// Shows the line that is being typed as it is now. A character at the end of it costs no more than itself.
-    fn draw_row(&mut self) {
-        let Some(editor) = &self.editor else { return };
-        let Some(entered) = terminal::editing() else {
-            self.row = None;
-            return;
-        };
-        let (row, cursor) = editor.row(terminal::columns());
-        let is_at_end = |row: &str, cursor| width(row) == cursor;
-        let added = match &self.row {
-            Some((last, at, when)) if *when == entered && is_at_end(last, *at) && is_at_end(&row, cursor) => {
-                row.strip_prefix(last.as_str())
-            }
-            _ => None,
-        };
-        let drawn = match added {
-            Some(added) => added.to_owned(),
-            None => format!("\r{row}\x1b[K\r\x1b[{cursor}C"),
-        };
-        let _ = io::stdout().lock().write_all(drawn.as_bytes()).and_then(|()| io::stdout().flush());
-        self.row = Some((row, cursor, entered));
-    }
-
-    /// Nothing is redrawn any more.
-    fn finish(&mut self) {
-        self.clear();
-        self.editor = None;
+fn to_stdout(line: &str) {
+    match screen::out(line) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::of_output(&error).end(),
+        Err(error) => end_with(format_args!("can't write standard output: {error}"), Exit::of_output(&error)),
     }
 }

@@ -19,8 +19,8 @@ const NAME_COLUMNS_LEAST: usize = 8;
 /// What a run has done so far.
 pub struct Progress {
     started: Instant,
-    /// What is to come in all, as far as it is known.
-    files_expected: usize,
+    /// What is to come in all, where that is known.
+    files_expected: Option<usize>,
     bytes_expected: Option<u64>,
     open: BTreeMap<(bool, TransferId), Open>,
     /// The file that was last heard of.
@@ -43,8 +43,8 @@ struct Open {
 }
 
 impl Progress {
-    /// A run that begins; so many files and bytes will come, as far as it is known.
-    pub fn new(files_expected: usize, bytes_expected: Option<u64>, now: Instant) -> Progress {
+    /// A run that begins; so many files and bytes will come, where that is known.
+    pub fn new(files_expected: Option<usize>, bytes_expected: Option<u64>, now: Instant) -> Progress {
         Progress {
             started: now,
             files_expected,
@@ -147,9 +147,10 @@ impl Progress {
             facts.extend(left.map(|seconds| format!("{} left", units::show_time(seconds))));
         }
         let ended = self.files_done + self.files_failed;
-        let files = self.files_expected.max(ended + self.open.len());
-        if files > 1 {
-            facts.push(format!("{ended} of {files} files"));
+        match self.files_expected {
+            Some(files) if files > 1 => facts.push(format!("{ended} of {files} files")),
+            None if ended > 1 => facts.push(format!("{ended} files")),
+            _ => {}
         }
         // From the end, so that the first facts stay on the narrowest terminal.
         while facts.len() > 1 && width(&facts.join("  ")) > columns {
@@ -233,7 +234,7 @@ mod tests {
     fn the_line_tells_how_much_how_fast_and_how_long() {
         let start = Instant::now();
         let at = |s| start + Duration::from_secs(s);
-        let mut progress = Progress::new(3, Some(1000 * KIB), start);
+        let mut progress = Progress::new(Some(3), Some(1000 * KIB), start);
         progress.hear(&heard(1, "one.bin", 0, 500 * KIB), at(0));
         progress.hear(&heard(1, "one.bin", 100 * KIB, 500 * KIB), at(1));
         assert_eq!(progress.line(at(1), 79), " 10%  100.0 KiB/s  0:09 left  0 of 3 files  one.bin");
@@ -246,7 +247,7 @@ mod tests {
     #[test]
     fn the_line_fits_whatever_the_name_is() {
         let now = Instant::now();
-        let mut progress = Progress::new(2, Some(1000), now);
+        let mut progress = Progress::new(Some(2), Some(1000), now);
         progress.hear(&heard(1, &"世界\u{1b}[2Je\u{301}".repeat(50), 10, 1000), now);
         for columns in 1..200 {
             let line = progress.line(now, columns);
@@ -257,7 +258,7 @@ mod tests {
     #[test]
     fn without_a_total_there_is_no_percentage() {
         let now = Instant::now();
-        let mut progress = Progress::new(1, None, now);
+        let mut progress = Progress::new(Some(1), None, now);
         progress.hear(&heard(1, "stream", 0, 0), now);
         progress.hear(&heard(1, "stream", 3 * KIB * KIB, 0), now + Duration::from_secs(1));
         assert_eq!(progress.line(now + Duration::from_secs(1), 79), "3.0 MiB  3.0 MiB/s  stream");
@@ -266,7 +267,7 @@ mod tests {
     #[test]
     fn what_was_there_before_does_not_make_the_line_faster() {
         let now = Instant::now();
-        let mut progress = Progress::new(1, Some(1000), now);
+        let mut progress = Progress::new(Some(1), Some(1000), now);
         progress.hear(&heard(1, "a", 900, 1000), now);
         progress.hear(&heard(1, "a", 910, 1000), now + Duration::from_secs(1));
         assert!(progress.line(now + Duration::from_secs(1), 79).starts_with(" 91%  10 B/s"));
@@ -278,7 +279,7 @@ mod tests {
     #[test]
     fn one_file_that_was_quick_needs_no_summary() {
         let now = Instant::now();
-        let mut progress = Progress::new(1, Some(10), now);
+        let mut progress = Progress::new(Some(1), Some(10), now);
         progress.hear(&stored(1, 10, 0), now);
         assert_eq!(progress.summary(now), None);
         progress.failed();

@@ -18,7 +18,7 @@ use super::feed::{Feed, Gate, Happening};
 use super::input::Line;
 use super::options::Side;
 use super::print::{self, Printer, Run};
-use super::with_exec;
+use super::{screen, with_exec};
 
 struct Serve {
     server: Server,
@@ -122,7 +122,7 @@ impl Serve {
     /// Does what a line says; true when it says to stop.
     fn line(&mut self, line: Line) -> bool {
         let parsed = match line {
-            Line::Typed(bytes) => return self.printer.typed(&bytes).into_iter().any(|typed| self.typed(typed)),
+            Line::Typed(bytes) => return screen::typed(&bytes).into_iter().any(|typed| self.typed(typed)),
             Line::Text(text) => console::parse(Side::Server, &text),
             Line::TooLong => Err("line not sent: longer than 64 KiB".to_owned()),
             Line::NotUtf8 => Err("line not sent: not UTF-8".to_owned()),
@@ -138,7 +138,7 @@ impl Serve {
     /// ^D is the end of a line here, and of nothing else.
     fn typed(&mut self, typed: Typed) -> bool {
         let Typed::Line(text) = typed else { return false };
-        self.printer.entered(&text);
+        screen::entered(&text);
         self.line(Line::Text(text))
     }
 

@@ -5,7 +5,7 @@
 use std::env;
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::process::getpgrp;
@@ -46,7 +46,7 @@ pub fn redraw_after() -> Duration {
 
 /// Whether lines can be edited here: both directions are one terminal that obeys.
 pub fn is_for_editing() -> bool {
-    io::stdin().is_terminal() && io::stdout().is_terminal() && obeys()
+    io::stdin().is_terminal() && is_stdout() && obeys()
 }
 
 /// Whether standard input is our terminal and another job's turn. What is no terminal of ours stops nobody.
@@ -86,9 +86,16 @@ pub fn editing() -> Option<usize> {
     lock().as_ref().map(|_| ENTERED.load(Ordering::SeqCst))
 }
 
-/// Whether standard output and standard error are terminals.
-pub fn streams() -> (bool, bool) {
-    (io::stdout().is_terminal(), io::stderr().is_terminal())
+/// Whether standard output is a terminal.
+pub fn is_stdout() -> bool {
+    static IS: OnceLock<bool> = OnceLock::new();
+    *IS.get_or_init(|| io::stdout().is_terminal())
+}
+
+/// Whether standard error is one.
+pub fn is_stderr() -> bool {
+    static IS: OnceLock<bool> = OnceLock::new();
+    *IS.get_or_init(|| io::stderr().is_terminal())
 }
 
 fn lock() -> MutexGuard<'static, Option<Termios>> {

@@ -148,7 +148,7 @@ impl Ledger {
         }
         let before = self.credit;
         if self.starved && self.held < CREDIT_BYTES_LEAST && self.top_up() && self.credit > before {
-            self.acks.extend(self.received.keys().next().copied());
+            self.acks.extend(self.sending());
         }
         while out.len() < ENOUGH_BYTES {
             let Some(transfer) = self.acks.pop_first() else { break };
@@ -156,6 +156,15 @@ impl Ledger {
             let received = self.received.get(&transfer).copied().unwrap_or(0);
             Message::Ack { transfer, received, credit: self.credit }.encode(out);
         }
+    }
+
+    /// A transfer whose SEND was said: no other can be acknowledged. What the budget did not have for a SEND it may have a moment
+    /// later for an ACK.
+    fn sending(&self) -> Option<u32> {
+        let waits = |number: u32| {
+            self.replies.iter().any(|reply| matches!(reply, Message::Send { transfer, .. } if *transfer == number))
+        };
+        self.received.keys().copied().find(|&number| !waits(number))
     }
 
     /// Whether [`Ledger::control`] would add nothing.
@@ -246,6 +255,18 @@ mod tests {
         assert!(ledger.offered(OFFERS_MAX + 1).is_err());
         assert!(ledger.offered(3).is_err());
         assert!(ledger.known(0).is_err() && ledger.known(OFFERS_MAX + 1).is_err());
+    }
+
+    #[test]
+    fn nothing_is_acknowledged_before_its_send() {
+        let budget = Arc::new(Budget::new(CREDIT_BYTES_LEAST));
+        let (mut first, mut second) = (ledger(&budget), ledger(&budget));
+        assert!(open(&mut first, 1));
+        assert!(!open(&mut second, 1) && !open(&mut second, 2));
+        assert_eq!(second.sending(), None, "both wait for credit");
+        first.ended(1);
+        second.control(&mut Vec::new());
+        assert_eq!(second.sending(), Some(1));
     }
 
     #[test]

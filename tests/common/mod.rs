@@ -209,6 +209,11 @@ impl Running {
         self.until("a line on stderr", |running| running.stderr.find(&wanted))
     }
 
+    /// The same on either.
+    pub fn wait_either(&mut self, wanted: impl Fn(&str) -> bool) -> String {
+        self.until("a line", |running| running.stdout.find(&wanted).or_else(|| running.stderr.find(&wanted)))
+    }
+
     /// The same without waiting.
     pub fn find_stdout(&mut self, wanted: impl Fn(&str) -> bool) -> Option<String> {
         self.stdout.find(&wanted)
