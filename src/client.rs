@@ -8,7 +8,9 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use crate::config::{Config, Retry, RETRY_BROKEN, RETRY_FIRST, RETRY_LONGEST};
+use crate::config::{
+    Config, Retry, CONNECTION_STANDS, DAMAGED_CONNECTIONS_MAX, RETRY_BROKEN, RETRY_FIRST, RETRY_LONGEST,
+};
 use crate::conn::{dial, lookup, Address};
 use crate::error::{Error, Goodbye, Refusal, Result};
 use crate::event::{Event, Events, State, Text};
@@ -346,7 +348,9 @@ impl Shared {
         let mut lost = Instant::now();
         let mut pause = RETRY_FIRST;
         let mut was_connected = false;
+        let mut damaged = 0;
         loop {
+            let began = Instant::now();
             let error = match self.connection() {
                 Ok(Goodbye::Done) | Err(Error::Closed) if self.link.take().closing && self.mailbox.is_empty() => {
                     return self.finish(None);
@@ -354,8 +358,14 @@ impl Shared {
                 Ok(reason) => Error::Goodbye(reason),
                 Err(error) => error,
             };
-            if std::mem::take(&mut self.link.take().session).is_some() {
-                (lost, pause, was_connected) = (Instant::now(), RETRY_FIRST, true);
+            let session = std::mem::take(&mut self.link.take().session);
+            was_connected |= session.is_some();
+            if session.is_some_and(|session| session.has_progressed() || began.elapsed() >= CONNECTION_STANDS) {
+                (lost, pause, damaged) = (Instant::now(), RETRY_FIRST, 0);
+            }
+            damaged += u32::from(matches!(&error, Error::Wire(wire) if wire.is_flipped()));
+            if damaged > DAMAGED_CONNECTIONS_MAX && self.config.retry != Retry::Forever {
+                return self.finish(Some(Error::LineDamaged { connections: damaged }));
             }
             if self.link.take().over || !self.may_retry(&error, was_connected, lost.elapsed()) {
                 return self.finish(Some(error));

@@ -79,6 +79,11 @@ pub enum Error {
         /// Which.
         path: PathBuf,
     },
+    /// One connection after the other was damaged on its way, and none brought anything.
+    LineDamaged {
+        /// How many.
+        connections: u32,
+    },
     /// A stream can't go on after a break: the other side lost what it had written of it.
     StreamLost,
     /// The other side gave a transfer up.
@@ -358,10 +363,15 @@ impl WireError {
     /// first byte is one too.
     pub(crate) fn is_damage(&self) -> bool {
         match self {
-            WireError::HeadCrc { .. } | WireError::TailCrc { .. } | WireError::EndInsideFrame => true,
+            WireError::EndInsideFrame => true,
             WireError::NotPostwire { start } => start.is_empty(),
-            _ => false,
+            error => error.is_flipped(),
         }
+    }
+
+    /// Bytes came that were not sent so. An unknown type is one of them: versions were agreed on (PROTOCOL 1.2).
+    pub(crate) fn is_flipped(&self) -> bool {
+        matches!(self, WireError::HeadCrc { .. } | WireError::TailCrc { .. } | WireError::UnknownType { .. })
     }
 }
 
@@ -436,6 +446,10 @@ impl fmt::Display for Error {
             Error::SourceChanged { path } => {
                 write!(f, "\"{}\" changed while it was sent", crate::name::escape_path(path))
             }
+            Error::LineDamaged { connections } => write!(
+                f,
+                "{connections} connections in a row were damaged on their way: check the cable, the network card and the memory"
+            ),
             Error::StreamLost => write!(f, "can't go on after the break: the other side lost its part: start it again"),
             Error::GivenUp => write!(f, "given up by the other side"),
             Error::Closed => write!(f, "closed"),

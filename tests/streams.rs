@@ -278,3 +278,17 @@ fn a_pipe_whose_reader_went_away_is_a_failure_on_both_sides() {
     client(&["--to", &server.address(), "--retry", "0", &source]).assert_code(7);
     server.wait().assert_code(8);
 }
+
+#[test]
+fn a_line_that_damages_each_connection_is_given_up_and_said_so() {
+    let scratch = Scratch::new();
+    let (server, _) = server(&scratch, &[]);
+    let source = scratch.file("source", 300_000, 7);
+    // What follows the server's hello.
+    let to_client = Line { flip_bits: vec![110 * 8], ..Line::default() };
+    let proxy = proxy(&server, Faults { to_client, ..Faults::default() });
+    let run = client(&["--to", &proxy.address().to_string(), "--retry", "10m", &source]);
+    run.assert_code(6);
+    run.assert(run.stderr.contains("in a row were damaged on their way: check the cable"), "what to do");
+    assert_eq!(proxy.connections(), 6);
+}

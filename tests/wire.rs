@@ -232,18 +232,27 @@ fn one_flipped_bit_never_gives_another_message() {
     }
 }
 
+/// Where the head ends: the one place whose last four bytes are the CRC of all before them.
+fn head_bytes(frame: &[u8]) -> usize {
+    let ends = |&end: &usize| frame[end - 4..end] == crc32fast::hash(&frame[..end - 4]).to_be_bytes();
+    (17..=frame.len()).find(ends).unwrap()
+}
+
 #[test]
-fn a_length_past_the_limit_is_refused_before_the_rest_is_awaited() {
-    for (_, message) in expectations() {
+fn a_length_past_the_limit_is_refused_before_the_tail_is_awaited() {
+    for (name, message) in expectations() {
         let frame = encode(&message);
+        let head = head_bytes(&frame);
         for length in [0, u64::MAX, 300_000] {
-            let mut start = frame[..9].to_vec();
+            let mut start = frame[..head].to_vec();
             start[1..9].copy_from_slice(&length.to_be_bytes());
-            // One byte more, since the length is judged when something follows it.
-            start.push(0);
+            let damaged = decode_pieces(greeted(), std::iter::once(start.as_slice()), false);
+            assert!(matches!(damaged, (_, Some(WireError::HeadCrc { .. }))), "{name}: {damaged:?}");
+            let crc = crc32fast::hash(&start[..head - 4]);
+            start[head - 4..].copy_from_slice(&crc.to_be_bytes());
             let (frames, error) = decode_pieces(greeted(), std::iter::once(start.as_slice()), false);
             assert!(frames.is_empty());
-            assert!(matches!(error, Some(WireError::Length { got, .. }) if got == length), "{message:?}: {error:?}");
+            assert!(matches!(error, Some(WireError::Length { got, .. }) if got == length), "{name}: {error:?}");
         }
     }
 }
@@ -270,6 +279,22 @@ fn a_stranger_is_known_by_its_first_byte() {
         let (_, error) = decode_pieces(Decoder::for_server(), std::iter::once(words), false);
         let error = error.unwrap();
         assert!(matches!(error, WireError::NotPostwire { .. } | WireError::Length { .. }), "{error:?}");
+    }
+}
+
+#[test]
+fn a_first_frame_with_a_flipped_bit_is_damaged_and_no_stranger() {
+    let hello = encode(&Message::Hello { version_low: 1, version_high: 1, mode: 0 });
+    let welcome = encode(&Message::Welcome { version: 1, mode: 0 });
+    let decoders: [fn() -> Decoder; 2] = [Decoder::for_server, Decoder::for_client];
+    for (frame, decoder) in [hello, welcome].into_iter().zip(decoders) {
+        for bit in 0..frame.len() * 8 {
+            let mut wrong = frame.clone();
+            wrong[bit / 8] ^= 1 << (bit % 8);
+            let (frames, error) = decode_pieces(decoder(), std::iter::once(wrong.as_slice()), false);
+            let is_damage = matches!(error, Some(WireError::HeadCrc { .. } | WireError::UnknownType { .. }));
+            assert!(frames.is_empty() && is_damage, "bit {bit}: {error:?}");
+        }
     }
 }
 

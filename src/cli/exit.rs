@@ -2,7 +2,7 @@
 
 use std::io;
 
-use postwire::{Error, Refusal};
+use postwire::{Error, Refusal, WireError};
 
 use super::terminal;
 
@@ -47,6 +47,9 @@ impl Exit {
             Error::Argument { .. } => Exit::Usage,
             Error::NoSuchHost { .. } | Error::Connect { .. } => Exit::Connect,
             Error::Timeout { .. } | Error::Refused(Refusal::HelloTimeout(_)) => Exit::Timeout,
+            Error::LineDamaged { .. } | Error::Wire(WireError::HeadCrc { .. } | WireError::TailCrc { .. }) => {
+                Exit::Damaged
+            }
             Error::Wire(_) | Error::Violation(_) | Error::Broken { .. } => Exit::Protocol,
             Error::Refused(Refusal::Protocol | Refusal::Version(_) | Refusal::NotPostwire) => Exit::Protocol,
             Error::Refused(Refusal::Damaged) => Exit::Damaged,

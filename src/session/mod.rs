@@ -11,6 +11,7 @@ mod texts;
 mod turn;
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -67,6 +68,8 @@ pub(crate) struct Session {
     owner: Arc<dyn Owner>,
     turn: Mutex<Turn>,
     heard: Mutex<Heard>,
+    /// Something was brought or acknowledged on it.
+    has_progressed: AtomicBool,
     /// Wakes the writer.
     work: Condvar,
     this: Weak<Session>,
@@ -103,6 +106,7 @@ impl Session {
                 inbound: Inbound::new(inbound),
                 owner: context.owner,
                 turn: Mutex::new(Turn::new()),
+                has_progressed: AtomicBool::new(false),
                 heard: Mutex::new(Heard { at: Instant::now(), pong: 0 }),
                 work: Condvar::new(),
                 this: this.clone(),
@@ -166,6 +170,11 @@ impl Session {
     pub(crate) fn dismiss(&self, reason: Goodbye) {
         self.turn.take().dismiss(reason);
         self.flush();
+    }
+
+    /// Whether anything was brought or acknowledged on it.
+    pub(crate) fn has_progressed(&self) -> bool {
+        self.has_progressed.load(Ordering::Relaxed)
     }
 
     /// Ends the connection without a word.
@@ -238,6 +247,19 @@ impl Session {
             }
             Frame::Message(message) => message,
         };
+        let progresses = matches!(
+            message,
+            Message::Chunk(_)
+                | Message::Ack { .. }
+                | Message::Receipt(_)
+                | Message::Text(_)
+                | Message::TextAck { .. }
+                | Message::Entry(_)
+                | Message::Ended { .. }
+        );
+        if progresses {
+            self.has_progressed.store(true, Ordering::Relaxed);
+        }
         match message {
             Message::Chunk(chunk) => self.inbound.on_chunk(chunk)?,
             Message::Text(text) => self.text(text)?,

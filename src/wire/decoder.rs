@@ -180,22 +180,17 @@ impl Decoder {
         let Some(&frame_type) = self.head.first().filter(|_| self.head_filled > 0) else {
             return Ok(Some(1));
         };
-        let (fixed, tail_max) = self.check_type(frame_type, input)?;
-        if self.head_filled < PREFIX_BYTES {
-            return Ok(Some(PREFIX_BYTES));
-        }
-        // PROTOCOL 1.3: the length is judged before anything else is awaited.
-        let got = self.head.get(1..PREFIX_BYTES).map_or(0, BigEndian::read_u64);
-        let tail_max = if frame_type == layout::CHUNK { self.chunk_bytes_max } else { tail_max };
-        let least = u64::try_from(fixed + CRCS_BYTES).unwrap_or(u64::MAX);
-        let most = u64::try_from(fixed + CRCS_BYTES + tail_max).unwrap_or(u64::MAX);
-        if got < least || got > most {
-            return Err(WireError::Length { frame_type, got, least, most });
+        let (fixed, _) = self.check_type(frame_type, input)?;
+        // A stranger is told by its first words, not only by a whole head.
+        if self.first_types.is_some() && self.head_filled < PREFIX_BYTES + MAGIC.len() {
+            return Ok(Some((self.head_filled + 1).min(PREFIX_BYTES + fixed + CRCS_BYTES)));
         }
         let head_bytes = PREFIX_BYTES + fixed + CRCS_BYTES;
         Ok((self.head_filled < head_bytes).then_some(head_bytes))
     }
 
+    /// How long the type's head is, or that there is no such type. What is one bit away from what must come first is no
+    /// stranger, but damaged: the head's CRC will say so.
     fn check_type(&self, frame_type: u8, input: &[u8]) -> Result<(usize, usize), WireError> {
         if let Some(types) = self.first_types {
             let start = self.head.get(..self.head_filled).unwrap_or_default();
@@ -208,16 +203,32 @@ impl Decoder {
                 start.truncate(32);
                 WireError::NotPostwire { start }
             };
+            if !types.contains(&frame_type) {
+                let is_damaged = types.iter().any(|known| (known ^ frame_type).count_ones() == 1);
+                return Err(if is_damaged { WireError::UnknownType { got: frame_type } } else { evidence() });
+            }
             let magic = start.get(PREFIX_BYTES..).unwrap_or_default();
-            let magic_fits = frame_type == layout::REFUSED || magic.iter().zip(MAGIC).all(|(&got, magic)| got == magic);
-            if !types.contains(&frame_type) || !magic_fits {
+            let wrong_bits: u32 = magic.iter().zip(MAGIC).map(|(got, magic)| (got ^ magic).count_ones()).sum();
+            if frame_type != layout::REFUSED && wrong_bits > 1 {
                 return Err(evidence());
             }
+        }
+        layout(frame_type).ok_or(WireError::UnknownType { got: frame_type })
+    }
+
+    /// PROTOCOL 1.3 and 2.1, of a head that can be believed.
+    fn check_frame(&self, frame_type: u8, got: u64) -> Result<(), WireError> {
+        let (fixed, tail_max) = layout(frame_type).ok_or(WireError::UnknownType { got: frame_type })?;
+        let tail_max = if frame_type == layout::CHUNK { self.chunk_bytes_max } else { tail_max };
+        let least = u64::try_from(fixed + CRCS_BYTES).unwrap_or(u64::MAX);
+        let most = u64::try_from(fixed + CRCS_BYTES + tail_max).unwrap_or(u64::MAX);
+        if got < least || got > most {
+            return Err(WireError::Length { frame_type, got, least, most });
         }
         if self.before_hello && !may_precede_hello(frame_type) && frame_type <= layout::PRESENCE {
             return Err(WireError::Field { frame_type, field: "type: the hello is not complete" });
         }
-        layout(frame_type).ok_or(WireError::UnknownType { got: frame_type })
+        Ok(())
     }
 
     /// PROTOCOL 1.4: the head is there; believes it or ends.
@@ -229,8 +240,9 @@ impl Decoder {
         if got != expected {
             return Err(WireError::HeadCrc { frame_type, got, expected });
         }
-        self.first_types = None;
         let length = head.get(1..PREFIX_BYTES).map_or(0, BigEndian::read_u64);
+        self.check_frame(frame_type, length)?;
+        self.first_types = None;
         let tail_bytes = usize::try_from(length).unwrap_or(usize::MAX).saturating_sub(head.len() - PREFIX_BYTES);
         let reuses = frame_type == layout::CHUNK;
         let mut data = if reuses { std::mem::take(&mut self.spare) } else { Vec::new() };
