@@ -13,7 +13,7 @@ use rustix::fs::{fallocate, fdatasync, flock, fsync, ftruncate, FallocateFlags, 
 use rustix::io::{pwrite, retry_on_intr, Errno, Result};
 
 use super::block::{block_crc, crc};
-use super::dir::{Dir, Entry, Kind, Place};
+use super::dir::{Dir, Entry, Id, Kind, Place};
 use super::failure::{errno_of, is_not_offered, Failure};
 use super::room::{Reservation, Room};
 use super::Meta;
@@ -43,6 +43,8 @@ pub(crate) struct Partial {
 /// What the thread that syncs shares.
 struct Held {
     file: File,
+    /// As it was when it was opened: nothing else is ever unlinked, and whether it is so needs no second look at the file.
+    id: Id,
     dir: Arc<Dir>,
     name: String,
     /// Held while syncing: a failed sync is told to one caller only, and the next must not believe its own.
@@ -72,9 +74,10 @@ impl Partial {
     ) -> Result<Partial> {
         for number in 0..PARTIALS_OF_A_FILE_MAX {
             let name = identity.partial_name(number);
-            let Some((file, have)) = open_one(&place.dir, name.as_ref(), meta)? else { continue };
+            let Some(Opened { file, id, have }) = open_one(&place.dir, name.as_ref(), meta)? else { continue };
             let held = Held {
                 file,
+                id,
                 dir: Arc::clone(&place.dir),
                 name,
                 sync_turn: Mutex::new(()),
@@ -168,7 +171,7 @@ impl Partial {
 
     /// Whether its name still is its own, and its size the whole file's.
     pub(super) fn is_intact(&self) -> bool {
-        is_named(&self.held.dir, self.name(), &self.held.file)
+        is_named(&self.held.dir, self.name(), self.held.id)
             && Entry::of(&self.held.file).is_ok_and(|entry| entry.size == self.size)
     }
 
@@ -307,7 +310,7 @@ impl Held {
     /// Removes the partial's name while it still is this file's. What can't be removed is found by the next offer, or by
     /// housekeeping.
     fn unlink(&self) {
-        if is_named(&self.dir, self.name.as_ref(), &self.file) {
+        if is_named(&self.dir, self.name.as_ref(), self.id) {
             let _ = self.dir.unlink(self.name.as_ref());
         }
     }
@@ -351,28 +354,36 @@ impl Identity {
     }
 }
 
+/// A partial that is locked.
+struct Opened {
+    file: File,
+    id: Id,
+    have: u64,
+}
+
 /// Opens and locks one name: a partial of ours that nobody uses, with the bytes it holds, or a new one. `None` when the next
 /// number is to be tried.
-fn open_one(dir: &Dir, name: &OsStr, meta: &Meta) -> Result<Option<(File, u64)>> {
+fn open_one(dir: &Dir, name: &OsStr, meta: &Meta) -> Result<Option<Opened>> {
     match dir.open_file(name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL) {
         Err(Errno::EXIST) => {}
         Err(error) => return Err(error),
         Ok(file) => {
             let file = File::from(file);
+            let id = Entry::of(&file)?.id;
             return match lock(&file)? {
                 // Housekeeping was faster than we, or another who wants the same.
                 Lockable::Busy => Ok(None),
-                _ => Ok(is_named(dir, name, &file).then_some((file, 0))),
+                _ => Ok(is_named(dir, name, id).then_some(Opened { file, id, have: 0 })),
             };
         }
     }
     let Some((file, entry)) = lock_unused(dir, name)? else { return Ok(None) };
     if meta.is_small() || entry.size > meta.size {
         ftruncate(&file, 0)?;
-        return Ok(Some((file, 0)));
+        return Ok(Some(Opened { file, id: entry.id, have: 0 }));
     }
     let part_of_block = if meta.is_stream || entry.size == meta.size { 0 } else { entry.size % block_bytes(meta.size) };
-    Ok(Some((file, entry.size - part_of_block)))
+    Ok(Some(Opened { file, id: entry.id, have: entry.size - part_of_block }))
 }
 
 /// Opens and locks a partial that is there; `None` unless it certainly is ours and nobody uses it.
@@ -384,10 +395,12 @@ pub(super) fn lock_unused(dir: &Dir, name: &OsStr) -> Result<Option<(File, Entry
         Err(Errno::ACCESS | Errno::PERM | Errno::NOENT) => return Ok(None),
         Err(error) => return Err(error),
     };
+    let entry = Entry::of(&file)?;
     // Where locks are not offered nobody can tell whether it is in use.
-    if lock(&file)? != Lockable::Locked || !is_named(dir, name, &file) {
+    if lock(&file)? != Lockable::Locked || !is_named(dir, name, entry.id) {
         return Ok(None);
     }
+    // What was written to it before it was locked counts too.
     let entry = Entry::of(&file)?;
     let is_ours = entry.kind == Kind::File && entry.is_ours && entry.links == 1;
     Ok(is_ours.then_some((file, entry)))
@@ -410,7 +423,6 @@ fn lock(file: &File) -> Result<Lockable> {
 }
 
 /// Whether the name still is this file's: between opening and locking it may have been committed or removed.
-fn is_named(dir: &Dir, name: &OsStr, file: &File) -> bool {
-    let (Ok(Some(named)), Ok(open)) = (dir.entry(name), Entry::of(file)) else { return false };
-    named.id == open.id
+fn is_named(dir: &Dir, name: &OsStr, id: Id) -> bool {
+    matches!(dir.entry(name), Ok(Some(named)) if named.id == id)
 }
