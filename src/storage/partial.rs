@@ -373,7 +373,11 @@ fn open_one(dir: &Dir, name: &OsStr, meta: &Meta) -> Result<Option<Opened>> {
             return match lock(&file)? {
                 // Housekeeping was faster than we, or another who wants the same.
                 Lockable::Busy => Ok(None),
-                _ => Ok(is_named(dir, name, id).then_some(Opened { file, id, have: 0 })),
+                // Where it can't be said it is taken for ours: it was made just now, and the commit looks again.
+                _ => match dir.entry(name) {
+                    Ok(named) if named.as_ref().map(|named| named.id) != Some(id) => Ok(None),
+                    _ => Ok(Some(Opened { file, id, have: 0 })),
+                },
             };
         }
     }
