@@ -183,7 +183,10 @@ impl Round {
             }
             match result {
                 Ok(offered) => step.durable &= offered,
-                Err(error) => step.sync_failed("sync the directory of", error),
+                Err(error) => {
+                    step.take_back();
+                    step.sync_failed("sync the directory of", error);
+                }
             }
         }
     }
@@ -232,6 +235,16 @@ impl Step {
             }
             Err(Errno::EXIST) => self.outcome = Err(Refusal::Exists.into()),
             Err(error) => self.outcome = Err(Failure::new("name", partial.label().clone(), error)),
+        }
+    }
+
+    /// A directory lies after a failed sync as a file does, so a name that may not be on the disk is no name. What was replaced
+    /// can't be had back: there the new file stays.
+    fn take_back(&self) {
+        if let (Candidate::Partial { partial, if_exists, .. }, Ok(stored)) = (&self.job.file, &self.outcome) {
+            if *if_exists != IfExists::Replace {
+                partial.take_back(stored.file_name().as_os_str());
+            }
         }
     }
 

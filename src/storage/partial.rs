@@ -203,6 +203,13 @@ impl Partial {
         self.has_real_name.store(true, Ordering::Relaxed);
     }
 
+    /// Removes the real name that it was given.
+    pub(super) fn take_back(&self, name: &OsStr) {
+        if is_named(&self.held.dir, name, self.held.id) {
+            let _ = self.held.dir.unlink(name);
+        }
+    }
+
     /// Takes room ahead of the data, so that a full disk is met early; not all at once, which costs 0.1 s a GiB.
     fn take_room(&self, end: u64) -> std::result::Result<(), Failure> {
         let (from, until, takes_room) = {

@@ -9,17 +9,32 @@ use crate::common::Scratch;
 /// Says that the process is in a mount namespace of its own.
 const PRIVATE: &str = "POSTWIRE_FAULTS_PRIVATE";
 
-/// Runs the test of this name again in a mount namespace of its own; true in there. Without root it prints that it is skipped.
+/// What a programme that mounts needs: a namespace, a tmpfs, a loop device with ext4 on it.
+const PROBE: &str = "mount -t tmpfs none \"$0\" && truncate -s 4M \"$0/image\" && mkfs.ext4 -q \"$0/image\" \
+    && mkdir \"$0/at\" && mount -o loop \"$0/image\" \"$0/at\" && umount \"$0/at\" && umount \"$0\"";
+
+/// Runs the test of this name again in a mount namespace of its own; true in there. Where nothing can be mounted it prints that
+/// it is skipped, and why.
 pub fn in_private_namespace(test: &str) -> bool {
     if env::var_os(PRIVATE).is_some() {
         return true;
     }
-    if !rustix::process::geteuid().is_root() {
-        println!("{test}: skipped, it mounts file systems and so needs root");
-        return false;
+    let scratch = Scratch::new();
+    let unshare = ["--mount", "--propagation", "private", "--"];
+    let probe = Command::new("unshare").args(unshare).args(["sh", "-c", PROBE, &scratch.directory("probe")]).output();
+    match probe {
+        Ok(output) if output.status.success() => {}
+        Ok(output) => {
+            println!("{test}: skipped, nothing can be mounted: {}", String::from_utf8_lossy(&output.stderr).trim());
+            return false;
+        }
+        Err(error) => {
+            println!("{test}: skipped, there is no unshare: {error}");
+            return false;
+        }
     }
     let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "private", "--"]).arg(env::current_exe().unwrap());
+    command.args(unshare).arg(env::current_exe().unwrap());
     command.args([test, "--exact", "--ignored", "--nocapture", "--test-threads", "1"]).env(PRIVATE, "1");
     assert!(command.status().unwrap().success(), "{test} failed in its namespace");
     false
