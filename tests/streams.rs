@@ -52,7 +52,9 @@ fn a_stream_goes_on_after_each_break() {
     let content = fs::read(&source).unwrap();
     let run = client_fed(&["-v", "--to", &address, "--retry", "20s", "--file", "-", "--as", "s"], &content);
     run.assert_code(0);
-    run.assert(run.stderr.contains("resumed "), "what came before the break did not travel again");
+    let is_resumed = run.stderr.contains("info receipt direction=outgoing kind=stream name=s stored=s bytes=6000000")
+        && !run.stderr.contains("resumed_bytes=0 ");
+    run.assert(is_resumed, "what came before the break did not travel again");
     assert_eq!(proxy.connections(), 6);
     assert_same_file(&source, format!("{inbox}/s"));
     assert_eq!(fs::read_dir(&inbox).unwrap().count(), 1, "no partial is left");

@@ -95,6 +95,13 @@ pub struct Output {
     pub level: Level,
 }
 
+impl Output {
+    /// Lines on standard error are those of a log.
+    pub fn is_log(self) -> bool {
+        !self.json && self.level > Level::Notice
+    }
+}
+
 /// How important a line is, and up to which a run prints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {

@@ -80,7 +80,7 @@ pub fn listed(entry: &Listed) -> String {
 }
 
 /// `2026-11-23 18:05:09`, in UTC: a board knows no other time.
-fn utc(seconds: i64) -> String {
+pub fn utc(seconds: i64) -> String {
     const DAY: i64 = 24 * 3600;
     let (day, second) = (seconds.div_euclid(DAY), seconds.rem_euclid(DAY));
     // Years that begin in March end with the leap day; 400 of them, an era, always have as many days.

@@ -1,6 +1,6 @@
 //! What `--json` prints: one object a line, with `type` and stable keys. Functions of events; `print` writes the lines.
 
-use std::fmt::{Display, Write};
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -9,18 +9,18 @@ use postwire::{escape, Direction, Error, Event, Kind, Listed, PeerInfo, Receipt,
 use super::exec::{Ended, Outcome};
 use super::human;
 
-/// An object under way.
-pub struct Object(String);
+/// An object: its keys and their values, as they stand in JSON.
+pub struct Object(Vec<(String, String)>);
 
 impl Object {
     /// An object of a type.
     pub fn new(kind: &str) -> Object {
-        Object(String::from("{\"type\":")).raw_text(kind)
+        Object(Vec::new()).text("type", kind)
     }
 
     /// A text, exactly.
     pub fn text(self, key: &str, text: &str) -> Object {
-        self.key(key).raw_text(text)
+        self.with(key, quoted(text))
     }
 
     /// Bytes that mostly are text; where they are not UTF-8, `KEY_hex` holds them exactly.
@@ -43,10 +43,7 @@ impl Object {
 
     /// A number, or what else stands in JSON as it displays.
     pub fn number(self, key: &str, number: impl Display) -> Object {
-        let mut object = self.key(key);
-        // Writing to a String can't fail.
-        let _ = write!(object.0, "{number}");
-        object
+        self.with(key, number.to_string())
     }
 
     pub fn boolean(self, key: &str, value: bool) -> Object {
@@ -70,44 +67,59 @@ impl Object {
         }
     }
 
-    /// The finished line, without its end.
-    pub fn line(mut self) -> String {
-        self.0.push('}');
-        self.0
+    /// The line of `--json`, without its end.
+    pub fn line(&self) -> String {
+        let fields: Vec<String> = self.0.iter().map(|(key, value)| format!("{}:{value}", quoted(key))).collect();
+        format!("{{{}}}", fields.join(","))
     }
 
-    fn key(mut self, key: &str) -> Object {
-        self.0.push(',');
-        let mut object = self.raw_text(key);
-        object.0.push(':');
-        object
-    }
-
-    /// Everything that a terminal could obey, and not only what JSON demands, is escaped: a reader gets it back exactly.
-    fn raw_text(mut self, text: &str) -> Object {
-        self.0.push('"');
-        for c in text.chars() {
-            match c {
-                '"' => self.0.push_str("\\\""),
-                '\\' => self.0.push_str("\\\\"),
-                '\n' => self.0.push_str("\\n"),
-                '\r' => self.0.push_str("\\r"),
-                '\t' => self.0.push_str("\\t"),
-                ' '..='~' => self.0.push(c),
-                _ if escape(c.encode_utf8(&mut [0; 4]).as_bytes()).starts_with('\\') => {
-                    c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| self.0.push_str(&format!("\\u{unit:04x}")));
-                }
-                _ => self.0.push(c),
+    /// The same for a log: the type, then `key=value`; a text that needs no quotes has none.
+    pub fn log(&self) -> String {
+        let bare = |value: &str| {
+            let text = value.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(value);
+            let needs_quotes = text.is_empty() || text.contains([' ', '=', '"', '\\']);
+            if needs_quotes {
+                value.to_owned()
+            } else {
+                text.to_owned()
             }
-        }
-        self.0.push('"');
+        };
+        let mut fields = self.0.iter();
+        let kind = fields.next().map(|(_, kind)| bare(kind)).unwrap_or_default();
+        let pairs = fields.map(|(key, value)| format!("{key}={}", bare(value)));
+        std::iter::once(kind).chain(pairs).collect::<Vec<_>>().join(" ")
+    }
+
+    fn with(mut self, key: &str, value: String) -> Object {
+        self.0.push((key.to_owned(), value));
         self
     }
 }
 
-/// The line of an event, where it has one.
-pub fn event(event: &Event) -> Option<String> {
-    let object = match event {
+/// Everything that a terminal could obey, and not only what JSON demands, is escaped: a reader gets it back exactly.
+pub fn quoted(text: &str) -> String {
+    let mut quoted = String::from('"');
+    for c in text.chars() {
+        match c {
+            '"' => quoted.push_str("\\\""),
+            '\\' => quoted.push_str("\\\\"),
+            '\n' => quoted.push_str("\\n"),
+            '\r' => quoted.push_str("\\r"),
+            '\t' => quoted.push_str("\\t"),
+            ' '..='~' => quoted.push(c),
+            _ if escape(c.encode_utf8(&mut [0; 4]).as_bytes()).starts_with('\\') => {
+                c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| quoted.push_str(&format!("\\u{unit:04x}")));
+            }
+            _ => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+/// The object of an event, where it has one.
+pub fn event(event: &Event) -> Option<Object> {
+    Some(match event {
         Event::Retrying { error, after } => Object::new("retrying").error(Some(error)).seconds("seconds", *after),
         Event::Disconnected(error) => Object::new("disconnected").error(error.as_ref()),
         Event::PeerConnected { peer } => of_peer("peer_connected", peer),
@@ -135,8 +147,7 @@ pub fn event(event: &Event) -> Option<String> {
             Object::new("skipped").bytes("path", path.as_os_str().as_encoded_bytes()).text("why", human::why(*why))
         }
         _ => return None,
-    };
-    Some(object.line())
+    })
 }
 
 /// A peer of ours, in an object of type `kind`.
@@ -254,7 +265,7 @@ mod tests {
         let expected = "{\"type\":\"receipt\",\"direction\":\"incoming\",\"kind\":\"file\",\"name\":\"a.bin\",\"stored\":\"a-1.bin\",\
             \"bytes\":18446744073709551615,\"crc32\":\"0000a1b2\",\"durable\":true,\"already\":false,\
             \"resumed_bytes\":7,\"grew\":false,\"seconds\":1.500,\"peer\":\"b7\"}";
-        assert_eq!(event(&Event::Received(receipt)).unwrap(), expected);
+        assert_eq!(event(&Event::Received(receipt)).unwrap().line(), expected);
     }
 
     #[test]

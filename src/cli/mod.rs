@@ -18,6 +18,7 @@ mod human;
 mod input;
 mod job;
 mod json;
+mod log;
 mod options;
 mod print;
 mod progress;

@@ -20,6 +20,7 @@ use super::exit::Exit;
 use super::feed::{Feed, Gate};
 use super::human;
 use super::json::{self, Object};
+use super::log;
 use super::progress::Progress;
 use super::{screen, terminal};
 
@@ -69,7 +70,7 @@ pub fn exec_ended(output: Output, ended: &Ended) {
     if output.json {
         to_stdout(&json::exec_ended(ended).line());
     } else if level <= output.level {
-        screen::err(&line);
+        screen::err(&if output.is_log() { log::object(level, &json::exec_ended(ended)) } else { line });
     }
 }
 
@@ -121,8 +122,8 @@ impl Printer {
             return entries.iter().for_each(|entry| to_stdout(&line(entry)));
         }
         if self.output.json {
-            if let Some(line) = json::event(event) {
-                to_stdout(&line);
+            if let Some(object) = json::event(event) {
+                to_stdout(&object.line());
             }
             return;
         }
@@ -138,7 +139,7 @@ impl Printer {
             Event::Named(nickname) if self.run == Run::Room => self.say(Level::Notice, &format!("you are {nickname}")),
             event => {
                 if let Some((level, line)) = human::event(event) {
-                    self.say(level, &line);
+                    self.say_object(level, &line, || json::event(event));
                 }
             }
         }
@@ -199,7 +200,7 @@ impl Printer {
     /// What a person asked for, quiet or not; nothing in JSON.
     pub fn answer(&mut self, lines: &str) {
         if !self.output.json {
-            self.say(Level::Error, lines);
+            screen::err(lines);
         }
     }
 
@@ -246,13 +247,22 @@ impl Printer {
         if self.output.json {
             to_stdout(&object().line());
         } else {
-            self.say(level, line);
+            self.say_object(level, line, || Some(object()));
         }
     }
 
     fn say(&mut self, level: Level, line: &str) {
+        self.say_object(level, line, || None);
+    }
+
+    /// The line for a person; in a log the object, where there is one.
+    fn say_object(&mut self, level: Level, line: &str, object: impl FnOnce() -> Option<Object>) {
         if level > self.output.level {
             return;
+        }
+        if self.output.is_log() {
+            let told = object().map_or_else(|| log::message(level, line), |object| log::object(level, &object));
+            return screen::err(&told);
         }
         if self.output.level > Level::Error || self.run != Run::Job {
             screen::err(line);
