@@ -22,8 +22,12 @@ fn main() -> io::Result<()> {
     for number in 1..=count {
         clients.push(join(&address, number)?);
     }
-    // Everybody hears of everybody: read until a whole pass brings nothing.
-    while read_what_is_there(&mut clients)? > 0 {}
+    // Everybody hears of everybody: read until a second brings nothing.
+    let mut silent_passes = 0;
+    while silent_passes < 10 {
+        silent_passes = if read_what_is_there(&mut clients)? > 0 { 0 } else { silent_passes + 1 };
+        std::thread::sleep(Duration::from_millis(100));
+    }
     println!("ready {count}");
     io::copy(&mut io::stdin(), &mut io::sink())?;
     Ok(())
@@ -76,7 +80,7 @@ fn read_what_is_there(clients: &mut [TcpStream]) -> io::Result<usize> {
     let mut buffer = [0; 64 * 1024];
     let mut total = 0;
     for client in clients {
-        client.set_read_timeout(Some(Duration::from_millis(1)))?;
+        client.set_nonblocking(true)?;
         match client.read(&mut buffer) {
             Ok(0) => return Err(io::Error::other("the server ended a connection")),
             Ok(count) => total += count,
