@@ -606,7 +606,8 @@ fn partial_name(scratch: &Scratch, file: &str) -> String {
     until("a partial", || names_in(&elsewhere).into_iter().find(|name| is_partial(name)))
 }
 
-fn sizes_of_partials(directory: &str) -> Vec<u64> {
+/// Of those in a directory.
+pub fn sizes_of_partials(directory: &str) -> Vec<u64> {
     let names = names_in(directory).into_iter().filter(|name| is_partial(name));
     // One that got its name in this moment is none.
     names.filter_map(|name| fs::metadata(format!("{directory}/{name}")).ok()).map(|meta| meta.len()).collect()
@@ -639,7 +640,8 @@ fn resumes(server: &Server, file: &str, stored: &str) {
     again.assert(resumed.is_some_and(|bytes| bytes != "0"), "it goes on where it was");
 }
 
-fn slow_proxy(server: &Server, bytes_per_second: u64) -> Proxy {
+/// A line to a server, of so many bytes a second.
+pub fn slow_proxy(server: &Server, bytes_per_second: u64) -> Proxy {
     let to_server = Line { rate_bytes_per_second: Some(bytes_per_second.try_into().unwrap()), ..Line::default() };
     Proxy::start(([127, 0, 0, 1], server.port()).into(), Faults { to_server, ..Faults::default() })
 }
