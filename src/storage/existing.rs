@@ -6,7 +6,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{fsync, OFlags};
+use rustix::fs::{fadvise, fsync, Advice, OFlags};
 use rustix::io::{retry_on_intr, Errno, Result};
 
 use super::block::{block_crc, crc};
@@ -91,12 +91,17 @@ impl Existing {
         self.id.device == self.place.dir.id().device
     }
 
-    /// Syncs content and inode; `false` where that is not offered.
+    /// Syncs content and inode; `false` where that is not offered. A failed sync leaves pages that read well and are not on the
+    /// disk: they are let go, so that the next comparison is with the disk.
     pub(super) fn sync(&self) -> Result<bool> {
-        match retry_on_intr(|| fsync(self.file()?)) {
+        let file = self.file()?;
+        match retry_on_intr(|| fsync(file)) {
             Ok(()) => Ok(true),
             Err(error) if is_not_offered(error) => Ok(false),
-            Err(error) => Err(error),
+            Err(error) => {
+                let _ = fadvise(file, 0, None, Advice::DontNeed);
+                Err(error)
+            }
         }
     }
 
