@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::common::{assert_same_file, client_spawn, Scratch, Server};
+use crate::common::{assert_same_file, client_spawn, Run, Scratch, Server};
 use crate::proxy::{Direction, Faults, Proxy};
 use crate::{names_in, pause, Programme, Random};
 
@@ -50,129 +50,146 @@ fn run(name: &'static str, victim: Victim) {
         3,
         || (),
         |number, ()| {
-            let random = &mut Random::of_round(number);
-            let scratch = Scratch::new();
-            let files = files(&scratch, random);
+            let round = Round::new(number, victim, &programme);
             // Every third round the server sends.
-            let again = if number % 3 == 2 {
-                downward(&programme, &scratch, &files, victim, random)
+            if number % 3 == 2 {
+                round.downward();
             } else {
-                upward(&programme, &scratch, &files, victim, random)
-            };
-            check(&files, &scratch.path("inbox"));
+                round.upward();
+            }
+            round.check();
             programme.count("right");
-            programme.add("KiB sent again", again / 1024);
-            programme.most("KiB again at most", again / 1024);
         },
     );
 }
 
-fn files(scratch: &Scratch, random: &mut Random) -> Vec<(String, u64)> {
-    scratch.directory("inbox");
-    (0..=random.below(FILES_MAX))
-        .map(|index| {
-            let size = [random.below(300), random.below(600_000), MIB + random.below(12 * MIB)];
-            let size = size[usize::try_from(random.below(4)).unwrap().min(2)];
-            (scratch.file(&format!("file-{index}"), size, random.next()), size)
-        })
-        .collect()
+struct Round<'a> {
+    programme: &'a Programme,
+    victim: Victim,
+    scratch: Scratch,
+    /// Paths and sizes.
+    files: Vec<(String, u64)>,
+    /// When to kill, each after the one before.
+    moments: Vec<Duration>,
 }
 
-/// The client sends; gives how many bytes travelled more than once.
-fn upward(
-    programme: &Programme,
-    scratch: &Scratch,
-    files: &[(String, u64)],
-    victim: Victim,
-    random: &mut Random,
-) -> u64 {
-    let inbox = scratch.path("inbox");
-    let start = || Server::start(&["--dir", &inbox]);
-    let mut server = start();
-    let proxy = Proxy::start(address(&server), Faults::default());
-    let to = proxy.address().to_string();
-    let mut arguments = vec!["--to", &to, "--retry", "30s"];
-    arguments.extend(files.iter().flat_map(|(path, _)| ["--file", path]));
-    let kills = 1 + random.below(3);
-    let mut sender = client_spawn(&arguments);
-    for _ in 0..kills {
-        pause(Duration::from_millis(random.below(KILL_WITHIN_MS)));
-        if victim != Victim::Sender {
-            programme.count("kills");
-            drop(server.kill());
-            server = start();
-            proxy.set_target(address(&server));
-        }
-        if victim != Victim::Receiver {
-            programme.count("kills");
-            drop(sender.kill());
-            sender = client_spawn(&arguments);
-        }
+impl Round<'_> {
+    fn new(number: u64, victim: Victim, programme: &Programme) -> Round<'_> {
+        let random = &mut Random::of_round(number);
+        let scratch = Scratch::new();
+        scratch.directory("inbox");
+        let moments = (0..=random.below(3)).map(|_| Duration::from_millis(random.below(KILL_WITHIN_MS))).collect();
+        let files = (0..=random.below(FILES_MAX))
+            .map(|index| {
+                let size = [random.below(300), random.below(600_000), MIB + random.below(12 * MIB)];
+                let size = size[usize::try_from(random.below(4)).unwrap().min(2)];
+                (scratch.file(&format!("file-{index}"), size, random.next()), size)
+            })
+            .collect();
+        Round { programme, victim, scratch, files, moments }
     }
-    let run = sender.wait();
-    run.assert_code(0);
-    let travelled = proxy.bytes_forwarded(Direction::ToServer);
-    let size: u64 = files.iter().map(|(_, size)| size).sum();
-    // Heads, offers and sums are a thousandth, and a few KiB a connection.
-    let overhead = size / 500 + (kills + 1) * 64 * 1024;
-    let again = travelled.saturating_sub(size);
-    run.assert(
-        again <= kills * AGAIN_AFTER_A_KILL_MAX + overhead,
-        &format!("{again} bytes of {size} travelled again after {kills} kills"),
-    );
-    again
-}
 
-/// The server sends, from its console.
-fn downward(
-    programme: &Programme,
-    scratch: &Scratch,
-    files: &[(String, u64)],
-    victim: Victim,
-    random: &mut Random,
-) -> u64 {
-    let inbox = scratch.path("inbox");
-    // A name each, so that the answers of one are not taken for another's.
-    let mut names = (1..).map(|number| format!("board-{number}"));
-    let mut name = String::new();
-    let mut begin = |server: &mut Server, name: &mut String| {
-        *name = names.next().unwrap();
-        let receiver = client_spawn(&["--to", &server.address(), "--stay", "--dir", &inbox, "--nick", name]);
-        server.wait_stderr(|line| line == format!("{name} joined"));
-        files.iter().for_each(|(path, _)| server.type_line(&format!("/send {path} @{name}")));
-        receiver
-    };
-    let mut server = Server::start(&[]);
-    let mut receiver = begin(&mut server, &mut name);
-    for _ in 0..1 + random.below(3) {
-        pause(Duration::from_millis(random.below(KILL_WITHIN_MS)));
-        programme.count("kills");
+    /// The client sends; the same command again and again.
+    fn upward(&self) {
+        let inbox = self.inbox();
+        let start = || Server::start(&["--dir", &inbox]);
+        let mut server = start();
+        let proxy = Proxy::start(address(&server), Faults::default());
+        let to = proxy.address().to_string();
+        let mut arguments = vec!["--to", &to, "--retry", "30s"];
+        arguments.extend(self.files.iter().flat_map(|(path, _)| ["--file", path]));
+        let mut sender = client_spawn(&arguments);
+        for &moment in &self.moments {
+            pause(moment);
+            if self.kills(Victim::Receiver) {
+                drop(server.kill());
+                server = start();
+                proxy.set_target(address(&server));
+            }
+            if self.kills(Victim::Sender) {
+                drop(sender.kill());
+                sender = client_spawn(&arguments);
+            }
+        }
+        let run = sender.wait();
+        run.assert_code(0);
+        self.check_traffic(&run, proxy.bytes_forwarded(Direction::ToServer));
+    }
+
+    /// The server sends, from its console, to a client that stays.
+    fn downward(&self) {
+        let inbox = self.inbox();
+        let mut server = Server::start(&[]);
+        let proxy = Proxy::start(address(&server), Faults::default());
+        let to = proxy.address().to_string();
+        let receive = |name: &str| client_spawn(&["--to", &to, "--stay", "--dir", &inbox, "--nick", name]);
+        let send = |server: &mut Server, name: &str| {
+            server.wait_stderr(|line| line == format!("{name} joined"));
+            self.files.iter().for_each(|(path, _)| server.type_line(&format!("/send {path} @{name}")));
+        };
+        // A name each, so that the answers of one are not taken for another's.
+        let mut names = (1..).map(|number| format!("board-{number}"));
+        let mut name = names.next().unwrap();
+        let mut receiver = receive(&name);
+        send(&mut server, &name);
+        for &moment in &self.moments {
+            pause(moment);
+            if self.kills(Victim::Sender) {
+                drop(server.kill());
+                server = Server::start(&[]);
+                proxy.set_target(address(&server));
+            }
+            if self.kills(Victim::Receiver) {
+                drop(receiver.kill());
+                name = names.next().unwrap();
+                receiver = receive(&name);
+            }
+            send(&mut server, &name);
+        }
+        for (path, _) in &self.files {
+            let sent = format!("sent \"{}\" to {name}", file_name(path));
+            server.wait_stderr(|line| line.starts_with(&sent));
+        }
         drop(receiver.kill());
-        if victim != Victim::Receiver {
-            programme.count("kills");
-            drop(server.kill());
-            server = Server::start(&[]);
+    }
+
+    fn inbox(&self) -> String {
+        self.scratch.path("inbox")
+    }
+
+    /// Whether this side is to be killed, which is counted.
+    fn kills(&self, side: Victim) -> bool {
+        let is_victim = [side, Victim::Both].contains(&self.victim);
+        self.programme.add("kills", is_victim.into());
+        is_victim
+    }
+
+    fn check_traffic(&self, run: &Run, travelled: u64) {
+        let size: u64 = self.files.iter().map(|(_, size)| size).sum();
+        let kills = u64::try_from(self.moments.len()).unwrap();
+        // Heads, offers and sums are a thousandth, and a few KiB a connection.
+        let overhead = size / 500 + (kills + 1) * 64 * 1024;
+        let again = travelled.saturating_sub(size);
+        let rule = format!("{again} bytes of {size} travelled again after {kills} kills");
+        run.assert(again <= kills * AGAIN_AFTER_A_KILL_MAX + overhead, &rule);
+        self.programme.add("KiB sent again", again / 1024);
+        self.programme.most("KiB again at most", again / 1024);
+    }
+
+    fn check(&self) {
+        let inbox = self.inbox();
+        for (path, _) in &self.files {
+            assert_same_file(path, Path::new(&inbox).join(file_name(path)));
         }
-        receiver = begin(&mut server, &mut name);
+        let there = names_in(&inbox);
+        assert_eq!(there.len(), self.files.len(), "more than was sent: {there:?}");
     }
-    for (path, _) in files {
-        let file = Path::new(path).file_name().unwrap().to_str().unwrap();
-        let sent = format!("sent \"{file}\" to {name}");
-        server.wait_stderr(|line| line.starts_with(&sent));
-    }
-    drop(receiver.kill());
-    drop(server.kill());
-    0
 }
 
 fn address(server: &Server) -> SocketAddr {
     server.address().parse().unwrap()
 }
 
-fn check(files: &[(String, u64)], inbox: &str) {
-    for (path, _) in files {
-        assert_same_file(path, Path::new(inbox).join(Path::new(path).file_name().unwrap()));
-    }
-    let there = names_in(inbox);
-    assert_eq!(there.len(), files.len(), "more than was sent: {there:?}");
+fn file_name(path: &str) -> &str {
+    Path::new(path).file_name().unwrap().to_str().unwrap()
 }
