@@ -25,7 +25,8 @@ pub fn in_private_namespace(test: &str) -> bool {
     match probe {
         Ok(output) if output.status.success() => {}
         Ok(output) => {
-            println!("{test}: skipped, nothing can be mounted: {}", String::from_utf8_lossy(&output.stderr).trim());
+            let why = String::from_utf8_lossy(&output.stderr);
+            println!("{test}: skipped, nothing can be mounted: {}", why.lines().next().unwrap_or_default());
             return false;
         }
         Err(error) => {
