@@ -14,7 +14,7 @@ use crate::config::{
 use crate::conn::{dial, lookup, Address};
 use crate::error::{Error, Goodbye, Refusal, Result};
 use crate::event::{Event, Events, State, Text};
-use crate::hub::{check_text, encode_text, event_of, introduction, offered_name, random_run, receive_budget, Seen};
+use crate::hub::{check_key, check_text, encode_text, event_of, introduction, offered_name, random_run, receive_budget, Seen};
 use crate::name::{Nickname, SafePath};
 use crate::session::{greet_as_client, Handled, Hooks, Mailbox, MailboxContext, Owner, Session, SessionContext};
 use crate::storage::{Pipe, Store, Stream, Top};
@@ -67,6 +67,7 @@ impl Client {
     /// # Errors
     /// [`Error::Argument`] for the address, [`Error::File`] for [`Config::dir`], [`Error::System`].
     pub fn connect(address: &str, config: Config) -> Result<Client> {
+        check_key(&config)?;
         let parsed = Address::parse(address)?;
         let store = config.dir.as_deref().map(|dir| Store::open(dir, &config)).transpose()?.map(Arc::new);
         let events = Events::new(config.read_buffer_bytes);
@@ -390,7 +391,7 @@ impl Shared {
         let takes_files = (self.store.is_some() || self.pipe.is_some()) && self.config.take_offers;
         let me = introduction(self.run, &self.config, takes_files);
         let me = wire::Peer { nickname: wish, ..me };
-        let (peer, nickname, reader) = greet_as_client(&conn, &me)?;
+        let (peer, nickname, reader) = greet_as_client(&conn, &me, self.config.key.as_ref())?;
         let address = conn.peer_addr();
         let owner = Arc::new(ClientOwner { shared: Weak::clone(&self.this), address });
         let (shared, events) = (Arc::clone(self), self.events.clone());

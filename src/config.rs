@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::key::Key;
 use crate::name::Nickname;
 
 const KIB: usize = 1024;
@@ -227,6 +228,8 @@ pub enum IfExists {
 /// ```
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// What both sides know: connections are sealed with it, and others are refused. Needs the feature `encrypt`.
+    pub key: Option<Key>,
     /// Where received files go; `None` refuses them.
     pub dir: Option<PathBuf>,
     /// Takes one file instead of [`Config::dir`]: it is written there in order, checked, and never durable.
@@ -297,6 +300,7 @@ pub enum Retry {
 impl Default for Config {
     fn default() -> Config {
         Config {
+            key: None,
             dir: None,
             sink: None,
             take_offers: true,

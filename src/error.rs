@@ -201,6 +201,8 @@ pub enum Refusal {
     HelloTimeout(u64),
     /// The first bytes were no HELLO.
     NotPostwire,
+    /// Its key is another.
+    WrongKey,
     /// It shares nothing: it was started without a directory to share.
     NoShare,
     /// A code this version does not know.
@@ -252,6 +254,7 @@ impl Refusal {
             Refusal::HelloTimeout(ms) => (20, ms),
             Refusal::NotPostwire => (21, 0),
             Refusal::NoShare => (22, 0),
+            Refusal::WrongKey => (23, 0),
             Refusal::Other(code, detail) => (code, detail),
         }
     }
@@ -282,6 +285,7 @@ impl Refusal {
             20 => Refusal::HelloTimeout(detail),
             21 => Refusal::NotPostwire,
             22 => Refusal::NoShare,
+            23 => Refusal::WrongKey,
             _ => Refusal::Other(code, detail),
         }
     }
@@ -320,7 +324,8 @@ impl fmt::Display for Refusal {
         match self {
             Refusal::Protocol => write!(f, "a rule of the protocol was broken"),
             Refusal::Version(highest) => write!(f, "no version in common: it speaks up to version {highest}"),
-            Refusal::Mode(_) => write!(f, "it speaks in another mode: does it need a key?"),
+            Refusal::Mode(0) => write!(f, "it has no key: give it ours with --key-file, or use none"),
+            Refusal::Mode(_) => write!(f, "it takes only those who have its key: --key-file"),
             Refusal::Busy(limit) => write!(f, "too many connections (limit {limit}): try again later"),
             Refusal::Stopping => write!(f, "it is stopping"),
             Refusal::NotAllowed => write!(f, "not allowed"),
@@ -338,6 +343,7 @@ impl fmt::Display for Refusal {
             Refusal::TooMuch => write!(f, "its queue is full: try again later"),
             Refusal::Failed => write!(f, "its storage failed"),
             Refusal::HelloTimeout(ms) => write!(f, "no hello within {ms} ms"),
+            Refusal::WrongKey => write!(f, "the keys of both sides are not the same: --key-file"),
             Refusal::NoShare => write!(f, "it shares nothing: start it with --share DIR"),
             Refusal::NotPostwire => write!(f, "the first bytes were not postwire's"),
             Refusal::Other(code, detail) => write!(f, "refused with code {code} ({detail})"),

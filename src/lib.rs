@@ -48,7 +48,7 @@
 //!
 //! | row | modules | know |
 //! | --- | --- | --- |
-//! | 0 | `error`, [`config`] (every limit: unit, reason), `name` (safe names, nicknames, escaping), `worker` (threads on demand) | nothing |
+//! | 0 | `error`, [`config`] (every limit: unit, reason), `name` (safe names, nicknames, escaping), `key`, `worker` (threads on demand) | nothing |
 //! | 1 | [`wire`] (codec, messages, [the protocol](wire::protocol)) | bytes only |
 //! | 2 | `conn` (all sockets), `storage` (partials, compare, commit; sources, trees, streams) | row 1 at most |
 //! | 3 | `transfer` (sender and receiver as state machines) | no sockets |
@@ -76,6 +76,7 @@ mod conn;
 mod error;
 mod event;
 mod hub;
+mod key;
 mod name;
 mod server;
 mod session;
@@ -89,6 +90,7 @@ pub use client::Client;
 pub use config::{Config, IfExists, Retry, Sink};
 pub use error::{Error, Goodbye, Refusal, Result, Violation, WireError};
 pub use event::{Event, PeerInfo, State, Text};
+pub use key::Key;
 pub use name::{escape, escape_path, Nickname, SafeName, SafePath, Unsafe};
 pub use server::Server;
 pub use storage::Skipped;

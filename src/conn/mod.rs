@@ -6,9 +6,13 @@
 mod address;
 mod dial;
 mod listen;
+#[cfg(feature = "encrypt")]
+mod sealed;
 
 use std::io::{self, Read};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+#[cfg(feature = "encrypt")]
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::net::{send, SendFlags};
@@ -16,6 +20,8 @@ use rustix::net::{send, SendFlags};
 pub(crate) use address::{Address, Host};
 pub(crate) use dial::{dial, lookup};
 pub(crate) use listen::Listener;
+#[cfg(feature = "encrypt")]
+pub(crate) use sealed::{Handshake, Seal, HANDSHAKE_BYTES};
 
 use crate::config::{REFUSED_BYTES_MAX, REFUSED_TIMEOUT, WRITE_STALL_MAX};
 use crate::error::{Error, Result};
@@ -26,6 +32,9 @@ pub(crate) struct Conn {
     /// Both ends are asked for once: after a reset the system no longer tells.
     local: SocketAddr,
     peer: SocketAddr,
+    /// Once the connection is sealed.
+    #[cfg(feature = "encrypt")]
+    seal: OnceLock<Seal>,
 }
 
 impl Conn {
@@ -40,11 +49,32 @@ impl Conn {
             Ok((stream.local_addr()?, stream.peer_addr()?))
         };
         let (local, peer) = prepare().map_err(Error::system::<io::Error>("prepare the connection"))?;
-        Ok(Conn { stream, local: unmapped(local), peer: unmapped(peer) })
+        Ok(Conn {
+            stream,
+            local: unmapped(local),
+            peer: unmapped(peer),
+            #[cfg(feature = "encrypt")]
+            seal: OnceLock::new(),
+        })
+    }
+
+    /// What follows is sealed, both ways.
+    #[cfg(feature = "encrypt")]
+    pub(crate) fn seal(&self, seal: Seal) {
+        // A fresh cell takes a value.
+        let _ = self.seal.set(seal);
     }
 
     /// Reads what has come, waiting for the first byte. `Ok(0)` is the end of the stream.
     pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        #[cfg(feature = "encrypt")]
+        if let Some(seal) = self.seal.get() {
+            return seal.read(buffer, |space| self.receive(space));
+        }
+        self.receive(buffer)
+    }
+
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             match (&self.stream).read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -60,15 +90,25 @@ impl Conn {
 
     /// Writes what the system takes at once; perhaps nothing.
     pub(crate) fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
-        match self.send(bytes, SendFlags::DONTWAIT) {
+        let send = |bytes: &[u8]| match self.send(bytes, SendFlags::DONTWAIT) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
             result => result,
+        };
+        #[cfg(feature = "encrypt")]
+        if let Some(seal) = self.seal.get() {
+            return seal.write(bytes, send);
         }
+        send(bytes)
     }
 
     /// Writes, waiting until the system takes some; `WouldBlock` after 30 s without.
     pub(crate) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        self.send(bytes, SendFlags::empty())
+        let send = |bytes: &[u8]| self.send(bytes, SendFlags::empty());
+        #[cfg(feature = "encrypt")]
+        if let Some(seal) = self.seal.get() {
+            return seal.write(bytes, send);
+        }
+        send(bytes)
     }
 
     fn send(&self, bytes: &[u8], flags: SendFlags) -> io::Result<usize> {

@@ -21,6 +21,7 @@ use crate::config::{
 use crate::conn::Conn;
 use crate::error::{Error, Goodbye, Refusal, Result};
 use crate::event::{Event, Events, PeerInfo};
+use crate::key::fill_random;
 use crate::name::{Nickname, SafeName, SafePath};
 use crate::session::{
     greet_as_server, refuse, welcome, FrameReader, Handled, Mailbox, MailboxContext, MakeInbound, Session,
@@ -74,6 +75,7 @@ impl Hub {
     /// # Errors
     /// The directory can't be opened, or the system has no random numbers.
     pub(crate) fn new(config: Config) -> Result<Arc<Hub>> {
+        check_key(&config)?;
         let store = config.dir.as_deref().map(|dir| Store::open(dir, &config)).transpose()?.map(Arc::new);
         Ok(Arc::new(Hub {
             run: random_run()?,
@@ -136,7 +138,7 @@ impl Hub {
 
     /// The hello, and a place among the members.
     fn greet(self: &Arc<Self>, conn: &Arc<Conn>) -> Result<(Arc<Session>, FrameReader, PeerInfo)> {
-        let (peer, reader) = greet_as_server(conn)?;
+        let (peer, reader) = greet_as_server(conn, self.config.key.as_ref())?;
         let (session, info, replaced) = {
             let mut state = self.state.take();
             if state.stopping {
@@ -179,7 +181,7 @@ impl Hub {
         }
         self.changed.notify_all();
         let me = self.introduction();
-        if let Err(error) = welcome(conn, &me, &info.nickname) {
+        if let Err(error) = welcome(conn, &me, &info.nickname, self.config.key.as_ref()) {
             self.state.take().members.remove(&info.id);
             return Err(error);
         }
@@ -486,13 +488,20 @@ pub(crate) fn receive_budget(config: &Config) -> u64 {
 /// [`Error::System`].
 pub(crate) fn random_run() -> Result<RunId> {
     let mut run = [0; 16];
-    let mut filled = 0;
-    while filled < run.len() {
-        let space = run.get_mut(filled..).unwrap_or_default();
-        let flags = rustix::rand::GetRandomFlags::empty();
-        filled += rustix::rand::getrandom(space, flags).map_err(Error::system("get random bytes"))?;
-    }
+    fill_random(&mut run)?;
     Ok(RunId(run))
+}
+
+/// A key means nothing to a build that can't seal: it must not be passed over.
+///
+/// # Errors
+/// [`Error::Argument`].
+pub(crate) fn check_key(config: &Config) -> Result<()> {
+    if config.key.is_some() && !cfg!(feature = "encrypt") {
+        let expected = "none, as this build can't encrypt: build it with --features full";
+        return Err(Error::Argument { what: "key", got: "…".to_owned(), expected });
+    }
+    Ok(())
 }
 
 /// The name under which a file is offered: its own last one, also of a path such as `..`.

@@ -71,6 +71,12 @@ impl FrameReader {
         }
     }
 
+    /// Whether everything that came was taken as frames.
+    #[cfg(feature = "encrypt")]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.start == self.end && self.decoder.is_between_frames()
+    }
+
     /// All bytes read.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes

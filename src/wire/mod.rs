@@ -21,3 +21,5 @@ pub const MAGIC: [u8; 8] = *b"POSTWIRE";
 pub const VERSION: u16 = 1;
 /// Mode 0: frames follow as they are.
 pub const MODE_PLAIN: u8 = 0;
+/// Mode 1: what follows HELLO and WELCOME is sealed (PROTOCOL 10).
+pub const MODE_SEALED: u8 = 1;

@@ -1,0 +1,282 @@
+//! Sealed records on a connection (PROTOCOL 10): what is written is encrypted and cannot be changed, left out or said again.
+//!
+//! The send counter belongs to whoever has the send turn, the receive counter to the reader.
+
+use std::io;
+use std::sync::Mutex;
+
+use snow::{Builder, HandshakeState, StatelessTransportState};
+
+use crate::key::Key;
+use crate::worker::Lock;
+
+/// The one suite (PROTOCOL 10.1).
+const SUITE: &str = "Noise_NNpsk0_25519_ChaChaPoly_BLAKE2s";
+/// What a record's ciphertext is longer than what is in it.
+const TAG_BYTES: usize = 16;
+/// The length before a record.
+const LENGTH_BYTES: usize = 2;
+/// As much as one record takes, below what its length can say.
+const PLAIN_BYTES_MAX: usize = 16 * 1024;
+const CIPHER_BYTES_MAX: usize = PLAIN_BYTES_MAX + TAG_BYTES;
+/// Either message of the handshake: an ephemeral key and a tag.
+pub(crate) const HANDSHAKE_BYTES: usize = 32 + TAG_BYTES;
+/// Records in one direction; then the connection ends, and the next one has other keys.
+const RECORDS_MAX: u64 = 1 << 32;
+
+/// A handshake under way.
+pub(crate) struct Handshake(HandshakeState);
+
+impl Handshake {
+    /// `prologue` is HELLO and WELCOME, byte for byte, so that whoever changes them is found out.
+    pub(crate) fn new(key: &Key, prologue: &[u8], is_client: bool) -> io::Result<Handshake> {
+        let builder = Builder::new(SUITE.parse().map_err(failed)?);
+        let builder = builder.psk(0, key.as_bytes()).map_err(failed)?.prologue(prologue).map_err(failed)?;
+        let state = if is_client { builder.build_initiator() } else { builder.build_responder() };
+        state.map(Handshake).map_err(failed)
+    }
+
+    /// Our message.
+    pub(crate) fn say(&mut self) -> io::Result<[u8; HANDSHAKE_BYTES]> {
+        let mut message = [0; HANDSHAKE_BYTES];
+        self.0.write_message(&[], &mut message).map_err(failed)?;
+        Ok(message)
+    }
+
+    /// Theirs.
+    ///
+    /// # Errors
+    /// It was made with another key, or changed on its way.
+    pub(crate) fn hear(&mut self, message: &[u8; HANDSHAKE_BYTES]) -> io::Result<()> {
+        self.0.read_message(message, &mut [0; HANDSHAKE_BYTES]).map(drop).map_err(failed)
+    }
+
+    /// Both messages were said and heard.
+    pub(crate) fn finish(self) -> io::Result<Seal> {
+        let noise = self.0.into_stateless_transport_mode().map_err(failed)?;
+        Ok(Seal { noise, send: Mutex::default(), receive: Mutex::default() })
+    }
+}
+
+/// Both directions of a sealed connection.
+pub(crate) struct Seal {
+    noise: StatelessTransportState,
+    send: Mutex<Send>,
+    receive: Mutex<Receive>,
+}
+
+#[derive(Default)]
+struct Send {
+    records: u64,
+    /// A record that the system did not take whole: what is left of it, and how many bytes are in it. It is said to be
+    /// written when it is, so whoever writes comes back with the same bytes.
+    rest: Vec<u8>,
+    holds: usize,
+}
+
+#[derive(Default)]
+struct Receive {
+    records: u64,
+    /// Ciphertext that came, from `start` on.
+    cipher: Vec<u8>,
+    start: usize,
+    /// What the last record held and was not taken yet, from `taken` on.
+    plain: Vec<u8>,
+    taken: usize,
+}
+
+impl Seal {
+    /// Writes `bytes` by `send`, which may take less than it is given, and nothing once it would wait.
+    pub(crate) fn write(
+        &self,
+        bytes: &[u8],
+        send: impl Fn(&[u8]) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        let state = &mut *self.send.take();
+        let mut written = 0;
+        loop {
+            while !state.rest.is_empty() {
+                let count = send(&state.rest)?;
+                if count == 0 {
+                    return Ok(written);
+                }
+                state.rest.drain(..count);
+            }
+            written += std::mem::take(&mut state.holds);
+            let left = bytes.get(written..).unwrap_or_default();
+            if left.is_empty() {
+                return Ok(written);
+            }
+            self.seal(left, state)?;
+        }
+    }
+
+    /// As many records as make one write worth its call.
+    fn seal(&self, bytes: &[u8], state: &mut Send) -> io::Result<()> {
+        const RECORDS_A_WRITE: usize = 16;
+        for plain in bytes.chunks(PLAIN_BYTES_MAX).take(RECORDS_A_WRITE) {
+            if state.records >= RECORDS_MAX {
+                return Err(io::Error::other("as many sealed records as one connection takes"));
+            }
+            let start = state.rest.len();
+            let length = plain.len() + TAG_BYTES;
+            state.rest.extend_from_slice(&u16::try_from(length).map_err(failed)?.to_be_bytes());
+            state.rest.resize(start + LENGTH_BYTES + length, 0);
+            let space = state.rest.get_mut(start + LENGTH_BYTES..).unwrap_or_default();
+            self.noise.write_message(state.records, plain, space).map_err(failed)?;
+            state.records += 1;
+            state.holds += plain.len();
+        }
+        Ok(())
+    }
+
+    /// Fills `buffer` with what a record holds; `receive` reads ciphertext. `Ok(0)` is the end of the stream.
+    ///
+    /// # Errors
+    /// `InvalidData` for a record that does not open, besides what reading says.
+    pub(crate) fn read(
+        &self,
+        buffer: &mut [u8],
+        receive: impl Fn(&mut [u8]) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        let state = &mut *self.receive.take();
+        loop {
+            let left = state.plain.get(state.taken..).unwrap_or_default();
+            if !left.is_empty() {
+                let count = left.len().min(buffer.len());
+                if let (Some(to), Some(from)) = (buffer.get_mut(..count), left.get(..count)) {
+                    to.copy_from_slice(from);
+                }
+                state.taken += count;
+                return Ok(count);
+            }
+            if self.open_next(state)? {
+                continue;
+            }
+            let end = state.cipher.len() - state.start;
+            state.cipher.drain(..state.start);
+            state.start = 0;
+            state.cipher.resize(LENGTH_BYTES + 4 * CIPHER_BYTES_MAX, 0);
+            let came = receive(state.cipher.get_mut(end..).unwrap_or_default());
+            state.cipher.truncate(end + came.as_ref().map_or(0, |count| *count));
+            match came {
+                Ok(0) if end > 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(0) => return Ok(0),
+                Ok(_) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Opens the next record, if all of it has come.
+    fn open_next(&self, state: &mut Receive) -> io::Result<bool> {
+        let waiting = state.cipher.get(state.start..).unwrap_or_default();
+        let Some((length, rest)) = waiting.split_first_chunk::<LENGTH_BYTES>() else { return Ok(false) };
+        let length = usize::from(u16::from_be_bytes(*length));
+        if !(TAG_BYTES + 1..=CIPHER_BYTES_MAX).contains(&length) || state.records >= RECORDS_MAX {
+            return Err(unopened());
+        }
+        let Some(record) = rest.get(..length) else { return Ok(false) };
+        state.plain.resize(length, 0);
+        let count = self.noise.read_message(state.records, record, &mut state.plain).map_err(|_| unopened())?;
+        state.plain.truncate(count);
+        (state.taken, state.start) = (0, state.start + LENGTH_BYTES + length);
+        state.records += 1;
+        Ok(true)
+    }
+}
+
+fn failed<E: std::fmt::Display>(error: E) -> io::Error {
+    io::Error::other(error.to_string())
+}
+
+fn unopened() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "a sealed record does not open: damaged, or not from who has the key")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    fn pair() -> (Seal, Seal) {
+        let key = Key::generate().unwrap();
+        let mut client = Handshake::new(&key, b"hello", true).unwrap();
+        let mut server = Handshake::new(&key, b"hello", false).unwrap();
+        server.hear(&client.say().unwrap()).unwrap();
+        client.hear(&server.say().unwrap()).unwrap();
+        (client.finish().unwrap(), server.finish().unwrap())
+    }
+
+    /// Sends all of `bytes`, at most `step` at a time, with a pause after each; gives what went over the line.
+    fn send(seal: &Seal, mut bytes: &[u8], step: usize) -> Vec<u8> {
+        let line = RefCell::new(Vec::new());
+        while !bytes.is_empty() {
+            let may = RefCell::new(step);
+            let count = seal.write(bytes, |part| {
+                let count = part.len().min(may.replace(0));
+                line.borrow_mut().extend_from_slice(&part[..count]);
+                Ok(count)
+            });
+            bytes = &bytes[count.unwrap()..];
+        }
+        line.into_inner()
+    }
+
+    fn receive(seal: &Seal, line: &[u8], step: usize) -> io::Result<Vec<u8>> {
+        let (left, mut all) = (RefCell::new(line), Vec::new());
+        let mut buffer = [0; 1000];
+        loop {
+            let count = seal.read(&mut buffer, |space| {
+                let count = left.borrow().len().min(space.len()).min(step);
+                let (now, later) = left.borrow().split_at(count);
+                space[..count].copy_from_slice(now);
+                left.replace(later);
+                Ok(count)
+            })?;
+            if count == 0 {
+                return Ok(all);
+            }
+            all.extend_from_slice(&buffer[..count]);
+        }
+    }
+
+    #[test]
+    fn what_is_sealed_comes_out_however_it_is_cut() {
+        let bytes: Vec<u8> = (0..100_000_u32).map(|i| u8::try_from(i % 251).unwrap()).collect();
+        for step in [1, 7, 1000, 65_536, usize::MAX] {
+            let (client, server) = pair();
+            let bytes = if step == 1 { &bytes[..20_000] } else { &bytes };
+            let line = send(&client, bytes, step);
+            assert!(!line.windows(20).any(|window| bytes.windows(20).take(50).any(|plain| plain == window)));
+            assert_eq!(receive(&server, &line, step).unwrap(), bytes);
+            assert_eq!(receive(&client, &send(&server, b"back", step), step).unwrap(), b"back");
+        }
+    }
+
+    #[test]
+    fn nothing_that_was_changed_left_out_or_said_again_opens() {
+        let (client, server) = pair();
+        let (first, second) = (send(&client, b"first", 99), send(&client, b"second", 99));
+        for bit in 0..first.len() * 8 {
+            let (client, server) = pair();
+            let mut line = send(&client, b"first", 99);
+            line[bit / 8] ^= 1 << (bit % 8);
+            assert!(receive(&server, &line, 99).is_err(), "bit {bit}");
+        }
+        assert!(receive(&server, &second, 99).is_err(), "the first is missing");
+        let (client, server) = pair();
+        let line = send(&client, b"first", 99);
+        assert!(receive(&server, &[&line[..], &line].concat(), 99).is_err(), "said again");
+        assert!(receive(&pair().1, &first, 99).is_err(), "of another connection");
+    }
+
+    #[test]
+    fn another_key_or_another_hello_ends_the_handshake() {
+        let key = Key::generate().unwrap();
+        let message = Handshake::new(&key, b"hello", true).unwrap().say().unwrap();
+        assert!(Handshake::new(&Key::generate().unwrap(), b"hello", false).unwrap().hear(&message).is_err());
+        assert!(Handshake::new(&key, b"hallo", false).unwrap().hear(&message).is_err());
+        assert!(Handshake::new(&key, b"hello", false).unwrap().hear(&message).is_ok());
+    }
+}
