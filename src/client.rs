@@ -14,7 +14,9 @@ use crate::config::{
 use crate::conn::{dial, lookup, Address};
 use crate::error::{Error, Goodbye, Refusal, Result};
 use crate::event::{Event, Events, State, Text};
-use crate::hub::{check_key, check_text, encode_text, event_of, introduction, offered_name, random_run, receive_budget, Seen};
+use crate::hub::{
+    check_key, check_text, encode_text, event_of, introduction, offered_name, random_run, receive_budget, Seen,
+};
 use crate::name::{Nickname, SafePath};
 use crate::session::{greet_as_client, Handled, Hooks, Mailbox, MailboxContext, Owner, Session, SessionContext};
 use crate::storage::{Pipe, Store, Stream, Top};

@@ -24,7 +24,8 @@ impl Key {
     /// # Errors
     /// [`Error::Argument`], which does not repeat what it got; also for a key of nothing but zeros.
     pub fn parse(text: &str) -> Result<Key> {
-        let wrong = || Error::Argument { what: "key", got: "…".to_owned(), expected: "64 hexadecimal digits, not all 0" };
+        let wrong =
+            || Error::Argument { what: "key", got: "…".to_owned(), expected: "64 hexadecimal digits, not all 0" };
         let text = text.trim().as_bytes();
         let mut key = [0; 32];
         if text.len() != 64 {

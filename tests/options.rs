@@ -10,7 +10,7 @@ use common::BINARY;
 /// A value that the option can't have. Who gets a new option finds it missing here.
 fn bad_value(option: &str) -> Option<&'static str> {
     Some(match option {
-        "to" | "file" | "dir" | "share" | "port-file" | "listen" => "",
+        "to" | "file" | "dir" | "share" | "port-file" | "listen" | "key-file" => "",
         "as" | "get" => "../up",
         "for" | "nick" => "no spaces",
         "count" | "max-clients" => "0",

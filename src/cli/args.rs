@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use postwire::{config, escape_path, Config, IfExists, Nickname, Retry, SafePath};
 
+use super::keys::KeySource;
 use super::options::{self, Side, Usage, Word};
 use super::units;
 
@@ -15,6 +16,8 @@ use super::units;
 pub struct Environment {
     pub to: Option<OsString>,
     pub nick: Option<OsString>,
+    pub key_file: Option<OsString>,
+    pub key: Option<OsString>,
 }
 
 /// What the program is to do.
@@ -23,6 +26,8 @@ pub enum Order {
     /// Print the help of a subcommand, or of the whole.
     Help(Option<Side>),
     Version,
+    /// Make a key in this file, or on standard output.
+    Keygen(PathBuf),
     Client(ClientOrder),
     Server(ServerOrder),
 }
@@ -35,6 +40,7 @@ pub struct ClientOrder {
     pub texts_for: Option<Nickname>,
     pub config: Config,
     pub exec: Option<PathBuf>,
+    pub key: Option<KeySource>,
     pub output: Output,
 }
 
@@ -75,6 +81,7 @@ pub struct ServerOrder {
     pub port_file: Option<PathBuf>,
     pub config: Config,
     pub exec: Option<PathBuf>,
+    pub key: Option<KeySource>,
     pub output: Output,
 }
 
@@ -119,7 +126,7 @@ impl Order {
         match self {
             Order::Client(order) => Some((Side::Client, order.exec.as_deref()?)),
             Order::Server(order) => Some((Side::Server, order.exec.as_deref()?)),
-            Order::Help(_) | Order::Version => None,
+            Order::Help(_) | Order::Version | Order::Keygen(_) => None,
         }
     }
 }
@@ -139,9 +146,10 @@ pub fn read(program: &OsStr, arguments: &[OsString], environment: &Environment) 
     match first.to_str() {
         Some("-h" | "--help") => Ok(Order::Help(None)),
         Some("-V" | "--version") => Ok(Order::Version),
+        Some("keygen") => keygen(rest),
         _ => {
             let got = escape_path(first.as_ref());
-            Err(Usage::new(None, format!("the first word is client or server, got \"{got}\"")))
+            Err(Usage::new(None, format!("the first word is client, server or keygen, got \"{got}\"")))
         }
     }
 }
@@ -220,7 +228,13 @@ fn client(given: &Given, environment: &Environment) -> Result<ClientOrder, Usage
     let Some(address) = given.value("to", not_empty)?.or(variable) else {
         return Err(given.wrong("--to HOST[:PORT] is missing, and there is no POSTWIRE_TO"));
     };
-    Ok(ClientOrder { address, run, texts_for, config, exec, output: output(given)? })
+    let key = key(given, environment)?;
+    let reads_stdin =
+        matches!(&run, ClientRun::Job(items) if items.iter().any(|item| matches!(item, Item::Stdin { .. })));
+    if key == Some(KeySource::Stdin) && (reads_stdin || run == ClientRun::Chat) {
+        return Err(given.wrong("--key-file - takes standard input, which this run needs itself: name a file"));
+    }
+    Ok(ClientOrder { address, run, texts_for, config, exec, key, output: output(given)? })
 }
 
 fn client_run(given: &Given) -> Result<ClientRun, Usage> {
@@ -331,7 +345,33 @@ fn server(given: &Given, environment: &Environment) -> Result<ServerOrder, Usage
         None => Listen::On(format!(":{}", config::DEFAULT_PORT)),
     };
     let port_file = given.value("port-file", not_empty)?.map(PathBuf::from);
-    Ok(ServerOrder { listen, port_file, config, exec: exec(given)?, output: output(given)? })
+    let key = key(given, environment)?;
+    if key == Some(KeySource::Stdin) && matches!(listen, Listen::Stdin) {
+        return Err(given.wrong("--key-file - takes standard input, which is the socket: name a file"));
+    }
+    Ok(ServerOrder { listen, port_file, config, exec: exec(given)?, key, output: output(given)? })
+}
+
+fn keygen(words: &[OsString]) -> Result<Order, Usage> {
+    match words {
+        [word] if word == "-h" || word == "--help" => Ok(Order::Help(None)),
+        [path] if path == "-" || !(path.is_empty() || path.as_encoded_bytes().starts_with(b"-")) => {
+            Ok(Order::Keygen(path.into()))
+        }
+        _ => Err(Usage::new(None, "keygen takes the FILE to make, or - for standard output")),
+    }
+}
+
+/// Where the key is: what the command line says, else the environment.
+fn key(given: &Given, environment: &Environment) -> Result<Option<KeySource>, Usage> {
+    let source = |path: String| if path == "-" { KeySource::Stdin } else { KeySource::File(path.into()) };
+    let variable =
+        from_environment(given, "POSTWIRE_KEY_FILE", "key-file", environment.key_file.as_deref(), not_empty)?;
+    if let Some(path) = given.value("key-file", not_empty)?.or(variable) {
+        return Ok(Some(source(path)));
+    }
+    let text = environment.key.as_ref().filter(|text| !text.is_empty());
+    Ok(text.map(|text| KeySource::Text(text.to_string_lossy().into_owned())))
 }
 
 /// What both subcommands have.

@@ -62,7 +62,7 @@ fn without_a_subcommand_there_is_help_and_version() {
     assert!(matches!(order(&["-V"]), Ok(Order::Version)));
     assert!(matches!(order(&["server", "-V"]), Ok(Order::Version)));
     assert!(matches!(order(&["client", "-h", "--max-file", "x"]), Ok(Order::Help(Some(Side::Client)))));
-    assert_eq!(wrong(&["sever"]), "the first word is client or server, got \"sever\" (see postwire --help)");
+    assert_eq!(wrong(&["sever"]), "the first word is client, server or keygen, got \"sever\" (see postwire --help)");
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn every_option_with_a_value_misses_it() {
 #[test]
 fn a_client_needs_an_address() {
     assert!(wrong(&["client", "x"]).starts_with("--to HOST[:PORT] is missing"));
-    let environment = Environment { to: Some("board".into()), nick: Some("b7".into()) };
+    let environment = Environment { to: Some("board".into()), nick: Some("b7".into()), ..Environment::default() };
     let read = |words: &[&str]| {
         let arguments: Vec<OsString> = words.iter().map(OsString::from).collect();
         match read("client".as_ref(), &arguments, &environment) {
@@ -172,7 +172,7 @@ fn a_client_needs_an_address() {
 
 #[test]
 fn a_bad_variable_is_named() {
-    let environment = Environment { to: None, nick: Some("a b".into()) };
+    let environment = Environment { nick: Some("a b".into()), ..Environment::default() };
     let usage = read("server".as_ref(), &[], &environment).unwrap_err().to_string();
     assert!(usage.starts_with("POSTWIRE_NICK takes 1 to 32 of A-Z a-z 0-9 . _ -, got \"a b\""), "{usage}");
     assert!(read("server".as_ref(), &["--nick".into(), "b7".into()], &environment).is_ok());

@@ -15,10 +15,13 @@ connection.
 
 Usage: postwire server [OPTION]...
        postwire client --to HOST[:PORT] [OPTION]... [PATH]...
+       postwire keygen FILE
 
   postwire server --dir inbox                   here
   postwire client --to host --file dump.bin     there; exit 0: it is stored
 
+keygen makes a key for --key-file in FILE (- is standard output): with the same
+key on both sides connections are sealed, and nobody else gets in.
 Under the name client or server (a link) it is that subcommand.
 See postwire server --help and postwire client --help.
 ";
@@ -73,8 +76,16 @@ environment, and a text on its standard input.
 pub fn text(side: Option<Side>) -> String {
     let (side, mut text, variables) = match side {
         None => return WHOLE.to_owned(),
-        Some(Side::Client) => (Side::Client, CLIENT.to_owned(), "POSTWIRE_TO, POSTWIRE_NICK: as --to, --nick."),
-        Some(Side::Server) => (Side::Server, SERVER.to_owned(), "POSTWIRE_NICK: as --nick."),
+        Some(Side::Client) => (
+            Side::Client,
+            CLIENT.to_owned(),
+            "POSTWIRE_TO, POSTWIRE_NICK, POSTWIRE_KEY_FILE: as --to, --nick, --key-file. POSTWIRE_KEY: the key itself.",
+        ),
+        Some(Side::Server) => (
+            Side::Server,
+            SERVER.to_owned(),
+            "POSTWIRE_NICK, POSTWIRE_KEY_FILE: as --nick, --key-file. POSTWIRE_KEY: the key itself.",
+        ),
     };
     text.push_str("\nOptions:\n");
     side.rows().for_each(|row| push_line(&mut text, &option(row), 26, row.help));

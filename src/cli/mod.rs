@@ -18,6 +18,7 @@ mod human;
 mod input;
 mod job;
 mod json;
+mod keys;
 mod log;
 mod options;
 mod print;
@@ -33,25 +34,34 @@ use std::env;
 use std::ffi::OsString;
 use std::path::Path;
 
-use postwire::{Client, Config, Error, Result};
+use postwire::{Client, Config, Error, Key, Result};
 use rustix::fs::{access, Access};
 
 use args::{ClientOrder, ClientRun, Environment, Order};
 use exec::Exec;
 use exit::Exit;
 use feed::Feed;
+use keys::{KeySource, NoKey};
 use options::{Side, Usage};
 use print::{Printer, Run};
 
 const NOT_LISTENING: &str =
     "--listen - takes a listening TCP socket as standard input (systemd: StandardInput=socket, inetd: wait)";
 
+const NO_ENCRYPTION: &str =
+    "this build can't encrypt, so a key means nothing to it: take one that was built with --features full";
+
 /// Does what the command line says, and ends the process.
 pub fn main() -> ! {
     let mut arguments = env::args_os();
     let program = arguments.next().unwrap_or_default();
     let arguments: Vec<OsString> = arguments.collect();
-    let environment = Environment { to: env::var_os("POSTWIRE_TO"), nick: env::var_os("POSTWIRE_NICK") };
+    let environment = Environment {
+        to: env::var_os("POSTWIRE_TO"),
+        nick: env::var_os("POSTWIRE_NICK"),
+        key_file: env::var_os("POSTWIRE_KEY_FILE"),
+        key: env::var_os("POSTWIRE_KEY"),
+    };
     let order =
         args::read(&program, &arguments, &environment).unwrap_or_else(|usage| print::end_with(usage, Exit::Usage));
     if let Err(usage) = order.exec().map_or(Ok(()), |(side, program)| exec::check(side, program)) {
@@ -60,8 +70,18 @@ pub fn main() -> ! {
     let (side, done) = match order {
         Order::Help(side) => help_and_end(&help::text(side)),
         Order::Version => help_and_end(help::VERSION),
-        Order::Client(order) => (Side::Client, client(order)),
-        Order::Server(order) => (Side::Server, serve::run(order)),
+        Order::Keygen(path) => match keys::make(&path) {
+            Ok(text) => help_and_end(&text),
+            Err(error) => print::end_with(error, Exit::File),
+        },
+        Order::Client(mut order) => {
+            order.config.key = key(Side::Client, order.key.as_ref());
+            (Side::Client, client(order))
+        }
+        Order::Server(mut order) => {
+            order.config.key = key(Side::Server, order.key.as_ref());
+            (Side::Server, serve::run(order))
+        }
     };
     match done {
         Ok(exit) => exit.end(),
@@ -72,6 +92,15 @@ pub fn main() -> ! {
 fn help_and_end(text: &str) -> ! {
     print::print_help(text);
     Exit::Done.end()
+}
+
+/// The key that was named, before anything else is opened.
+fn key(side: Side, source: Option<&KeySource>) -> Option<Key> {
+    match keys::load(side, source?) {
+        Ok(key) => Some(key),
+        Err(NoKey::Usage(usage)) => print::end_with(usage, Exit::Usage),
+        Err(NoKey::Error(error)) => print::end_with(explain(side, &error), Exit::of(&error)),
+    }
 }
 
 fn client(mut order: ClientOrder) -> Result<Exit> {
@@ -116,6 +145,7 @@ fn explain(side: Side, error: &Error) -> String {
     };
     match error {
         Error::Argument { what: "address", got, .. } => Usage::value(side, long, got).to_string(),
+        Error::Argument { what: "key", .. } => Usage::new(Some(side), NO_ENCRYPTION).to_string(),
         Error::Argument { what: "listener", .. } => Usage::new(Some(side), NOT_LISTENING).to_string(),
         error => advice::line(error),
     }

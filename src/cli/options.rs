@@ -89,6 +89,13 @@ pub const TABLE: &[Row] = &[
     valued(SERVER, "port-file", "PATH", "a path to write", "write the port there once it listens"),
     valued(BOTH, "dir", "DIR", "a directory", "store received files in DIR; without it none are taken"),
     valued(BOTH, "share", "DIR", "a directory", "let the other side list and get what is in DIR"),
+    valued(
+        BOTH,
+        "key-file",
+        "FILE",
+        "a file that postwire keygen made, or -",
+        "seal with the key in FILE, or on standard input (-)",
+    ),
     valued(BOTH, "nick", "NAME", "1 to 32 of A-Z a-z 0-9 . _ -", "the nickname to ask for"),
     valued(BOTH, "if-exists", "WAY", "rename, replace or refuse", "a name is taken: rename (default), replace, refuse"),
     valued(BOTH, "max-file", "SIZE", SIZE, "the largest file to take"),

@@ -51,7 +51,9 @@ pub fn end_with(line: impl Display, exit: Exit) -> ! {
 
 /// `--help` and `--version`.
 pub fn print_help(text: &str) {
-    to_stdout(text.trim_end_matches('\n'));
+    if !text.is_empty() {
+        to_stdout(text.trim_end_matches('\n'));
+    }
 }
 
 /// Standard output as the place for one file, unbuffered.

@@ -5,9 +5,12 @@
 use std::io;
 use std::sync::Mutex;
 
+use snow::params::{CipherChoice, DHChoice, HashChoice};
+use snow::resolvers::{CryptoResolver, DefaultResolver, FallbackResolver};
+use snow::types::{Cipher, Dh, Hash, Random};
 use snow::{Builder, HandshakeState, StatelessTransportState};
 
-use crate::key::Key;
+use crate::key::{fill_random, Key};
 use crate::worker::Lock;
 
 /// The one suite (PROTOCOL 10.1).
@@ -30,7 +33,8 @@ pub(crate) struct Handshake(HandshakeState);
 impl Handshake {
     /// `prologue` is HELLO and WELCOME, byte for byte, so that whoever changes them is found out.
     pub(crate) fn new(key: &Key, prologue: &[u8], is_client: bool) -> io::Result<Handshake> {
-        let builder = Builder::new(SUITE.parse().map_err(failed)?);
+        let resolver = FallbackResolver::new(Box::new(SystemRandom), Box::new(DefaultResolver));
+        let builder = Builder::with_resolver(SUITE.parse().map_err(failed)?, Box::new(resolver));
         let builder = builder.psk(0, key.as_bytes()).map_err(failed)?.prologue(prologue).map_err(failed)?;
         let state = if is_client { builder.build_initiator() } else { builder.build_responder() };
         state.map(Handshake).map_err(failed)
@@ -55,6 +59,34 @@ impl Handshake {
     pub(crate) fn finish(self) -> io::Result<Seal> {
         let noise = self.0.into_stateless_transport_mode().map_err(failed)?;
         Ok(Seal { noise, send: Mutex::default(), receive: Mutex::default() })
+    }
+}
+
+/// Random numbers by the system call alone: the library that snow asks wants /dev/urandom in a static binary, and machines
+/// with nothing on them have none.
+struct SystemRandom;
+
+impl CryptoResolver for SystemRandom {
+    fn resolve_rng(&self) -> Option<Box<dyn Random>> {
+        Some(Box::new(SystemRandom))
+    }
+
+    fn resolve_dh(&self, _: &DHChoice) -> Option<Box<dyn Dh>> {
+        None
+    }
+
+    fn resolve_hash(&self, _: &HashChoice) -> Option<Box<dyn Hash>> {
+        None
+    }
+
+    fn resolve_cipher(&self, _: &CipherChoice) -> Option<Box<dyn Cipher>> {
+        None
+    }
+}
+
+impl Random for SystemRandom {
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), snow::Error> {
+        fill_random(bytes).map_err(|_| snow::Error::Rng)
     }
 }
 
@@ -87,11 +119,7 @@ struct Receive {
 
 impl Seal {
     /// Writes `bytes` by `send`, which may take less than it is given, and nothing once it would wait.
-    pub(crate) fn write(
-        &self,
-        bytes: &[u8],
-        send: impl Fn(&[u8]) -> io::Result<usize>,
-    ) -> io::Result<usize> {
+    pub(crate) fn write(&self, bytes: &[u8], send: impl Fn(&[u8]) -> io::Result<usize>) -> io::Result<usize> {
         let state = &mut *self.send.take();
         let mut written = 0;
         loop {
