@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::key::Key;
 use crate::name::Nickname;
+use crate::network::Network;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -230,6 +231,8 @@ pub enum IfExists {
 pub struct Config {
     /// What both sides know: connections are sealed with it, and others are refused. Needs the feature `encrypt`.
     pub key: Option<Key>,
+    /// A server: where connections may come from; empty takes all.
+    pub allow: Vec<Network>,
     /// Where received files go; `None` refuses them.
     pub dir: Option<PathBuf>,
     /// Takes one file instead of [`Config::dir`]: it is written there in order, checked, and never durable.
@@ -301,6 +304,7 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             key: None,
+            allow: Vec::new(),
             dir: None,
             sink: None,
             take_offers: true,

@@ -328,7 +328,7 @@ impl fmt::Display for Refusal {
             Refusal::Mode(_) => write!(f, "it takes only those who have its key: --key-file"),
             Refusal::Busy(limit) => write!(f, "too many connections (limit {limit}): try again later"),
             Refusal::Stopping => write!(f, "it is stopping"),
-            Refusal::NotAllowed => write!(f, "not allowed"),
+            Refusal::NotAllowed => write!(f, "it does not take connections from this address"),
             Refusal::NotFound => write!(f, "it shares nothing of that name: --list shows what there is"),
             Refusal::NoDirectory => write!(f, "it takes no files: start it with --dir DIR"),
             Refusal::Exists => write!(f, "the name is taken there"),

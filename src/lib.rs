@@ -48,7 +48,7 @@
 //!
 //! | row | modules | know |
 //! | --- | --- | --- |
-//! | 0 | `error`, [`config`] (every limit: unit, reason), `name` (safe names, nicknames, escaping), `key`, `worker` (threads on demand) | nothing |
+//! | 0 | `error`, [`config`] (every limit: unit, reason), `name` (safe names, nicknames, escaping), `key`, `network`, `worker` (threads on demand) | nothing |
 //! | 1 | [`wire`] (codec, messages, [the protocol](wire::protocol)) | bytes only |
 //! | 2 | `conn` (all sockets), `storage` (partials, compare, commit; sources, trees, streams) | row 1 at most |
 //! | 3 | `transfer` (sender and receiver as state machines) | no sockets |
@@ -78,6 +78,7 @@ mod event;
 mod hub;
 mod key;
 mod name;
+mod network;
 mod server;
 mod session;
 mod storage;
@@ -92,6 +93,7 @@ pub use error::{Error, Goodbye, Refusal, Result, Violation, WireError};
 pub use event::{Event, PeerInfo, State, Text};
 pub use key::Key;
 pub use name::{escape, escape_path, Nickname, SafeName, SafePath, Unsafe};
+pub use network::Network;
 pub use server::Server;
 pub use storage::Skipped;
 pub use transfer::{Direction, Kind, Listed, Progress, Receipt, RequestId, TransferFailure, TransferId};

@@ -10,7 +10,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 
-use common::{client, Run, Running, Scratch, BINARY};
+use common::{client, Run, Running, Scratch, Server, BINARY};
 
 fn postwire(arguments: &[&str], environment: &[(&str, &str)], input: &[u8]) -> Run {
     // What the tests' own environment says is taken away from the command that is started.
@@ -67,6 +67,30 @@ fn a_key_that_is_none_or_that_others_can_read_is_refused_with_what_to_do() {
     wrong.assert_code(2).assert(wrong.stderr.contains("POSTWIRE_KEY"), "which one");
 }
 
+#[test]
+fn only_who_is_allowed_gets_in_and_an_open_server_says_that_it_is_open() {
+    let refusing = Server::start(&["--allow", "10.0.0.0/8", "--allow", "::1"]);
+    let run = client(&["--to", &refusing.address(), "--text", "x"]);
+    run.assert_code(7).assert(run.stderr.contains("does not take connections from this address"), "why");
+    let log = refusing.terminate();
+    log.assert(log.stderr.contains("--allow does not name its address"), "what to do");
+    let taking = Server::start(&["--allow", "10.0.0.0/8", "--allow", "127.0.0.0/8"]);
+    client(&["--to", &taking.address(), "--text", "x"]).assert_code(0);
+    for (arguments, is_open) in [
+        (&["--listen", "0.0.0.0:0"][..], true),
+        (&["--listen", "0.0.0.0:0", "--allow", "127.0.0.1"], false),
+        (&["--listen", "127.0.0.1:0"], false),
+    ] {
+        let mut command = Command::new(BINARY);
+        command.arg("server").args(arguments);
+        let mut server = Running::spawn(command);
+        server.wait_stderr(|line| line.starts_with("listening on"));
+        server.signal(common::Signal::TERM);
+        let run = server.wait();
+        run.assert(run.stderr.contains("no key: anybody who reaches this port") == is_open, "whether it is open");
+    }
+}
+
 #[cfg(not(feature = "encrypt"))]
 #[test]
 fn a_build_that_can_not_encrypt_says_so_before_it_opens_anything() {
@@ -88,7 +112,7 @@ fn a_build_that_can_not_encrypt_says_so_before_it_opens_anything() {
 #[cfg(feature = "encrypt")]
 mod sealed {
     use super::*;
-    use common::{assert_same_file, client_fed, Server};
+    use common::{assert_same_file, client_fed};
     use proxy::{Faults, Line, Proxy};
     use std::io::{Read, Write};
     use std::net::TcpStream;

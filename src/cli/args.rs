@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use postwire::{config, escape_path, Config, IfExists, Nickname, Retry, SafePath};
+use postwire::{config, escape_path, Config, IfExists, Network, Nickname, Retry, SafePath};
 
 use super::keys::KeySource;
 use super::options::{self, Side, Usage, Word};
@@ -335,6 +335,10 @@ fn server(given: &Given, environment: &Environment) -> Result<ServerOrder, Usage
         return Err(given.wrong(&format!("a server takes options only, got \"{}\"", escape_path(path.as_ref()))));
     }
     config.relay = !given.has("no-relay");
+    for value in options::values(&given.words, "allow") {
+        let network = Network::parse(value).map_err(|_| Usage::value(given.side, "allow", value))?;
+        config.allow.push(network);
+    }
     set(
         &mut config.max_clients,
         given.value("max-clients", |text| text.parse().ok().filter(|&clients: &usize| clients > 0))?,

@@ -172,6 +172,7 @@ fn own_refusal(refusal: Refusal) -> String {
         Refusal::Stopping => "this side is stopping".to_owned(),
         Refusal::Mode(0) => "it wants to use a key, and there is none here: --key-file".to_owned(),
         Refusal::Mode(_) => "it has no key, and only those who have ours are taken: --key-file".to_owned(),
+        Refusal::NotAllowed => "--allow does not name its address".to_owned(),
         Refusal::WrongKey => "its key is another than ours: --key-file".to_owned(),
         Refusal::NoDirectory => "no files are taken without --dir DIR".to_owned(),
         Refusal::Exists => "the name is taken".to_owned(),

@@ -86,6 +86,13 @@ pub const TABLE: &[Row] = &[
         "an address, :port, address:port, [v6]:port or -",
         "where to listen (all addresses, port 7117); -: standard input listens",
     ),
+    repeated(
+        SERVER,
+        "allow",
+        "CIDR",
+        "an address or a network such as 10.0.0.0/8",
+        "take connections from there only; may be given again",
+    ),
     valued(SERVER, "port-file", "PATH", "a path to write", "write the port there once it listens"),
     valued(BOTH, "dir", "DIR", "a directory", "store received files in DIR; without it none are taken"),
     valued(BOTH, "share", "DIR", "a directory", "let the other side list and get what is in DIR"),

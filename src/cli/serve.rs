@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,6 +20,21 @@ use super::options::Side;
 use super::print::{self, Printer, Run};
 use super::{screen, with_exec};
 
+/// What it means to have no key where anybody may come.
+const OPEN: &str = "no key: anybody who reaches this port can send here and talk; see --key-file and --allow";
+
+/// Whether others than this machine's and its neighbours' may reach an address.
+fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => !(v4.is_loopback() || v4.is_private() || v4.is_link_local()),
+        // Unique local addresses, and those of one link.
+        IpAddr::V6(v6) => {
+            let [first, ..] = v6.segments();
+            !(v6.is_loopback() || first & 0xfe00 == 0xfc00 || first & 0xffc0 == 0xfe80)
+        }
+    }
+}
+
 struct Serve {
     server: Server,
     printer: Printer,
@@ -36,11 +51,15 @@ pub fn run(mut order: ServerOrder) -> Result<Exit> {
     if one_file.is_some() {
         order.config.sink = Some(print::stdout_sink()?);
     }
+    let is_guarded = order.config.key.is_some() || !order.config.allow.is_empty();
     let server = match &order.listen {
         Listen::On(address) => Server::bind(address, order.config)?,
         Listen::Stdin => Server::from_listener(stdin_listener()?, order.config)?,
     };
     printer.listening(server.local_addr());
+    if !is_guarded && is_public(server.server_address()) {
+        printer.notice(OPEN);
+    }
     if let Some(path) = &order.port_file {
         write_port_file(path, server.server_port())?;
     }

@@ -138,6 +138,10 @@ impl Hub {
 
     /// The hello, and a place among the members.
     fn greet(self: &Arc<Self>, conn: &Arc<Conn>) -> Result<(Arc<Session>, FrameReader, PeerInfo)> {
+        let address = conn.peer_addr().ip();
+        if !self.config.allow.is_empty() && !self.config.allow.iter().any(|network| network.contains(address)) {
+            return Err(Error::Refused(Refusal::NotAllowed));
+        }
         let (peer, reader) = greet_as_server(conn, self.config.key.as_ref())?;
         let (session, info, replaced) = {
             let mut state = self.state.take();
