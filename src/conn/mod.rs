@@ -126,6 +126,11 @@ impl Conn {
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
+    /// Nothing more is read; the reader wakes up.
+    pub(crate) fn end_reading(&self) {
+        let _ = self.stream.shutdown(Shutdown::Read);
+    }
+
     /// Ends both directions at once; the reader wakes up.
     pub(crate) fn end(&self) {
         let _ = self.stream.shutdown(Shutdown::Both);

@@ -127,7 +127,10 @@ impl Session {
         match &result {
             // A peer that is told of a rule gives up; what the line did is a break, and is taken up again.
             Err(Error::Wire(error)) if error.is_damage() => {}
-            Err(Error::Violation(_) | Error::Wire(_)) => self.refuse_connection(Refusal::Protocol),
+            Err(Error::Violation(_) | Error::Wire(_)) => {
+                self.refuse_connection(Refusal::Protocol);
+                self.conn.linger_after_refusal();
+            }
             _ => {}
         }
         self.mailbox.detach(epoch);
@@ -214,6 +217,10 @@ impl Session {
                 }
                 Err(_) if self.turn.take().said_goodbye() => return Ok(goodbye.unwrap_or(Goodbye::Done)),
                 Err(source) => return Err(Error::Broken { source: Some(source) }),
+            }
+            if self.turn.take().violation.is_some() {
+                // The disk thread found it; `run` says it.
+                return Err(Error::Closed);
             }
             if self.turn.take().said_goodbye() {
                 if goodbye.is_some() {
@@ -389,8 +396,8 @@ fn violation_handler(session: &Weak<Session>) -> Box<dyn Fn(Error) + Send + Sync
     Box::new(move |error| {
         if let Some(session) = session.upgrade() {
             session.turn.take().violation.get_or_insert(error);
-            session.refuse_connection(Refusal::Protocol);
-            session.end();
+            // The reader wakes up, and refuses.
+            session.conn.end_reading();
         }
     })
 }

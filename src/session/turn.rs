@@ -6,9 +6,10 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::Session;
-use crate::config::{CHUNK_BYTES_MAX, IDLE_THREAD};
+use crate::config::{CHUNK_BYTES_MAX, IDLE_THREAD, REFUSED_TIMEOUT};
 use crate::error::{Error, Goodbye, Refusal};
 use crate::name::Nickname;
 use crate::wire::{Message, Presence, Subject};
@@ -29,6 +30,8 @@ pub(super) struct Turn {
     presence: VecDeque<Presence>,
     refused_texts: VecDeque<(u64, Refusal)>,
     refused: Option<Refusal>,
+    /// REFUSED is the last word (PROTOCOL 2.9).
+    has_refused: bool,
     /// What the disk thread found wrong with the peer: why the session ends.
     pub(super) violation: Option<Error>,
     texts_arrived: u64,
@@ -69,6 +72,7 @@ impl Turn {
             presence: VecDeque::new(),
             refused_texts: VecDeque::new(),
             refused: None,
+            has_refused: false,
             violation: None,
             texts_arrived: 0,
             texts_handled: 0,
@@ -178,14 +182,23 @@ impl Session {
         }
     }
 
-    /// PROTOCOL 2.9: refuses the connection, as its last word.
+    /// PROTOCOL 2.9: refuses the connection, as its last word. Whoever has the turn says it; that is waited for, but not for long.
     pub(super) fn refuse_connection(&self, refusal: Refusal) {
         self.turn.take().refused = Some(refusal);
         self.flush();
+        let deadline = Instant::now() + REFUSED_TIMEOUT;
+        while self.is_still_to_refuse() && Instant::now() < deadline {
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+    }
+
+    fn is_still_to_refuse(&self) -> bool {
+        let turn = self.turn.take();
+        turn.refused.is_some() || (turn.taken && !turn.ended)
     }
 
     fn wants_writer(&self, turn: &Turn) -> bool {
-        !matches!(turn.closing, Closing::Said) && self.mailbox.files.has_work()
+        !matches!(turn.closing, Closing::Said) && !turn.has_refused && self.mailbox.files.has_work()
     }
 
     /// The turn stays taken; a writer that waits, or a new one, goes on with it.
@@ -214,9 +227,9 @@ impl Session {
             }
             out.append(&mut turn.rest);
             self.gather(&mut turn, &mut out);
-            let said_goodbye = turn.said_goodbye();
+            let has_ended = turn.said_goodbye() || turn.has_refused;
             drop(turn);
-            if out.is_empty() && !said_goodbye {
+            if out.is_empty() && !has_ended {
                 while out.len() < CHUNK_BYTES_MAX / 4 && self.mailbox.files.fill(&mut out) {}
             }
             if !out.is_empty() {
@@ -288,7 +301,7 @@ impl Session {
 
     /// Turns what waits into frames: control, then texts, then GOODBYE when its time has come.
     fn gather(&self, turn: &mut Turn, out: &mut Vec<u8>) {
-        if turn.said_goodbye() {
+        if turn.said_goodbye() || turn.has_refused {
             return;
         }
         if let Some(token) = turn.pong.take() {
@@ -314,6 +327,7 @@ impl Session {
         self.mailbox.texts.take(out);
         self.mailbox.requests.control(out);
         if let Some(refusal) = turn.refused.take() {
+            turn.has_refused = true;
             Message::Refused { subject: Subject::Connection, refusal }.encode(out);
         }
         if out.is_empty() {

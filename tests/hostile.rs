@@ -1,0 +1,471 @@
+//! What a stranger may say to a server, and a server to a client: each lie has its answer, nothing outside the directory changes,
+//! and whoever is honest is served as before.
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs
+)]
+
+mod common;
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use common::{client, client_spawn, Scratch, Server};
+use postwire::wire::{
+    CancelReason, Chunk, Decoder, Entry, Frame, Message, Offer, Peer, Presence, Receipt, RunId, Subject, Text, Time,
+};
+use postwire::{Goodbye, Nickname, Refusal};
+
+/// What comes of it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Answer {
+    /// REFUSED, subject connection, and the end.
+    Refused(Refusal),
+    /// REFUSED for the transfer or request, and the connection goes on.
+    No(Refusal),
+    /// The end without a word: damage.
+    End,
+    /// Nothing: it is passed over, and the connection goes on.
+    Nothing,
+}
+
+const VIOLATION: Answer = Answer::Refused(Refusal::Protocol);
+
+fn bytes(messages: &[Message]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    messages.iter().for_each(|message| message.encode(&mut bytes));
+    bytes
+}
+
+fn hello() -> Message {
+    Message::Hello { version_low: 1, version_high: 1, mode: 0 }
+}
+
+fn peer(number: u8) -> Message {
+    Message::Peer(Peer {
+        run: RunId([number; 16]),
+        in_room: false,
+        takes_files: true,
+        relays: false,
+        text_bytes: 65_536,
+        text_window_bytes: 262_144,
+        chunk_bytes: 262_144,
+        offers: 4096,
+        nickname: None,
+    })
+}
+
+fn offer(transfer: u32, size: u64, path: &[u8]) -> Offer {
+    let mtime = Time { seconds: 1, nanoseconds: 0 };
+    Offer { transfer, kind: 0, size, mtime, mode: 0o644, content_crc: 1, request: 0, path: path.to_vec() }
+}
+
+fn chunk(transfer: u32, offset: u64, data: &[u8]) -> Message {
+    Message::Chunk(Chunk { transfer, offset, crc: crc32fast::hash(data), data: data.to_vec() })
+}
+
+fn text(sequence: u64) -> Text {
+    Text { run: RunId([9; 16]), sequence, from: None, to: None, text: "x".into() }
+}
+
+/// One of each message; those of transfers are for number 7, which nobody offered.
+fn one_of_each() -> Vec<(&'static str, Message)> {
+    let receipt =
+        Receipt { transfer: 7, durable: true, already: false, size: 1, resumed: 0, crc: 1, stored: b"x".to_vec() };
+    let entry = Entry { request: 7, kind: 0, size: 1, mtime: Time::default(), path: b"x".to_vec() };
+    vec![
+        ("hello", hello()),
+        ("welcome", Message::Welcome { version: 1, mode: 0 }),
+        ("peer", peer(1)),
+        ("send", Message::Send { transfer: 7, have: 0, credit: 1 }),
+        ("ack", Message::Ack { transfer: 7, received: 1, credit: 1 }),
+        ("repair", Message::Repair { transfer: 7, offset: 0, length: 1 }),
+        ("receipt", Message::Receipt(receipt)),
+        ("refused transfer", Message::Refused { subject: Subject::Transfer(7), refusal: Refusal::NoRoom }),
+        ("refused text", Message::Refused { subject: Subject::Text(7), refusal: Refusal::Nobody }),
+        ("refused request", Message::Refused { subject: Subject::Request(7), refusal: Refusal::NotFound }),
+        ("chunk", chunk(7, 0, b"x")),
+        ("sums", Message::Sums { transfer: 7, first_block: 0, crcs: vec![1] }),
+        ("finish", Message::Finish { transfer: 7, size: 1, crc: 1, grew: false }),
+        ("cancel", Message::Cancel { transfer: 7, reason: CancelReason::GivenUp }),
+        ("text ack", Message::TextAck { count: 7 }),
+        ("entry", Message::Entry(entry)),
+        ("ended", Message::Ended { request: 7, more: false, left_out: 0, failed: 0 }),
+    ]
+}
+
+/// What is said after a good hello, and what comes of it.
+fn cases() -> Vec<(String, Vec<u8>, Answer)> {
+    let mut cases: Vec<(String, Vec<u8>, Answer)> = Vec::new();
+    let mut case = |name: &str, bytes: Vec<u8>, answer| cases.push((name.to_owned(), bytes, answer));
+    for (name, message) in one_of_each() {
+        case(&format!("{name}, unasked"), bytes(&[message]), VIOLATION);
+    }
+    // Names.
+    let long = [b'x'; 256];
+    let deep = vec!["d"; 65].join("/");
+    let bad: [&[u8]; 22] = [
+        b"",
+        b".",
+        b"..",
+        b"../up",
+        b"a/../b",
+        b"/etc/passwd",
+        b"a//b",
+        b"a/",
+        b"/",
+        b"a\0b",
+        b"a\nb",
+        b"a\x1b[2J",
+        b"\x7f",
+        "a\u{202e}b".as_bytes(),
+        "a\u{200b}b".as_bytes(),
+        "\u{9b}2J".as_bytes(),
+        "a\u{feff}".as_bytes(),
+        &long,
+        deep.as_bytes(),
+        b".postwire-0123456789abcdef-0.part",
+        b"a/./b",
+        b".postwire-x.part",
+    ];
+    for path in bad {
+        let name = format!("the name {}", String::from_utf8_lossy(path).escape_debug());
+        case(&name, bytes(&[Message::Offer(offer(1, 1, path))]), Answer::No(Refusal::BadName));
+    }
+    // Offers.
+    case("an offer with number 0", bytes(&[Message::Offer(offer(0, 1, b"x"))]), VIOLATION);
+    let twice = [Message::Offer(offer(2, 1, b"x")), Message::Offer(offer(2, 1, b"y"))];
+    case("a number used twice", bytes(&twice), VIOLATION);
+    let back = [Message::Offer(offer(2, 1, b"x")), Message::Offer(offer(1, 1, b"y"))];
+    case("a number below the last", bytes(&back), VIOLATION);
+    let odd = Message::Offer(Offer { kind: 9, ..offer(1, 1, b"x") });
+    case("a kind that nobody knows", bytes(&[odd]), Answer::No(Refusal::Unsupported));
+    let asked = Message::Offer(Offer { request: 5, ..offer(1, 1, b"x") });
+    case("an offer for a request that was not made", bytes(&[asked]), VIOLATION);
+    case(
+        "a file over the limit",
+        bytes(&[Message::Offer(offer(1, 1 << 20 | 1, b"x"))]),
+        Answer::No(Refusal::TooBig(1 << 20)),
+    );
+    case(
+        "a file of 2^64-1 bytes",
+        bytes(&[Message::Offer(offer(1, u64::MAX, b"x"))]),
+        Answer::No(Refusal::TooBig(1 << 20)),
+    );
+    let early = Offer { mtime: Time { seconds: i64::MIN, nanoseconds: 999_999_999 }, ..offer(1, u64::MAX, b"x") };
+    case("a time before all times", bytes(&[Message::Offer(early)]), Answer::No(Refusal::TooBig(1 << 20)));
+    // Four have a place and are answered.
+    let many: Vec<Message> = (1..=4102).map(|number| Message::Offer(offer(number, 700_000, b"x"))).collect();
+    case("4,097 unanswered offers and more", bytes(&many), VIOLATION);
+    // Data. A small file is answered with SEND; what follows need not wait for it.
+    let small = || Message::Offer(offer(1, 10, b"small"));
+    let large = || Message::Offer(Offer { content_crc: 0, ..offer(1, 700_000, b"large") });
+    let stream = || Message::Offer(Offer { kind: 2, ..offer(1, 0, b"stream") });
+    let directory = || Message::Offer(Offer { kind: 1, content_crc: 0, ..offer(1, 0, b"directory") });
+    let says = |open: Message, message: Message| bytes(&[open, message]);
+    let finish = |size| Message::Finish { transfer: 1, size, crc: 1, grew: false };
+    case("a small file with too much data", says(small(), chunk(1, 0, &[7; 262_144])), VIOLATION);
+    case("a small file with data past its end", says(small(), chunk(1, 1, &[7; 10])), VIOLATION);
+    case("a directory with data", says(directory(), chunk(1, 0, b"x")), VIOLATION);
+    for (name, open, size) in [("small", small(), 10), ("large", large(), 700_000), ("stream", stream(), 10)] {
+        case(&format!("{name}: FINISH of another size"), says(open.clone(), finish(u64::MAX - 1)), VIOLATION);
+        if name != "stream" {
+            case(&format!("{name}: FINISH without data"), says(open, finish(size)), VIOLATION);
+        }
+    }
+    // Texts.
+    let bad_text = |to_length: u8, tail: &[u8]| {
+        let mut fixed = vec![9; 16];
+        fixed.extend(1_u64.to_be_bytes());
+        fixed.extend([0, to_length]);
+        raw(0x90, &fixed, tail)
+    };
+    case("a text for a name longer than the text", bad_text(9, b"abc"), VIOLATION);
+    case("a text for a name of 33 bytes", bad_text(33, &[b'x'; 40]), VIOLATION);
+    case("a text for a name that is none", bad_text(3, b"a b text"), VIOLATION);
+    case("a text that is no UTF-8", bad_text(0, b"\xff\xfe"), VIOLATION);
+    case(
+        "a text of 64 KiB and a byte",
+        raw(0x90, &[[9; 16].as_slice(), &[0; 10]].concat(), &[b'x'; 65_537]),
+        VIOLATION,
+    );
+    let nobody = Text { to: Some(Nickname::parse(b"nobody").unwrap()), ..text(1) };
+    case("a text for nobody", bytes(&[Message::Text(nobody)]), Answer::No(Refusal::Nobody));
+    let presence = Message::Presence(Presence::Joined(Nickname::parse(b"liar").unwrap()));
+    case("a client that says who came", bytes(&[presence]), Answer::Nothing);
+    // Requests.
+    let get = |request, path: &[u8]| Message::Get { request, path: path.to_vec() };
+    for path in [&b".."[..], b"../up", b"/etc/passwd", b"", b"a\0b", b"a//b"] {
+        let name = format!("GET {}", String::from_utf8_lossy(path).escape_debug());
+        case(&name, bytes(&[get(1, path)]), Answer::No(Refusal::BadName));
+    }
+    case("GET of a link", bytes(&[get(1, b"link")]), Answer::No(Refusal::NotFound));
+    case("GET through a link", bytes(&[get(1, b"link/passwd")]), Answer::No(Refusal::NotFound));
+    case("GET of a FIFO", bytes(&[get(1, b"fifo")]), Answer::No(Refusal::NotFound));
+    case("GET of what is not there", bytes(&[get(1, b"none")]), Answer::No(Refusal::NotFound));
+    case("a request with number 0", bytes(&[get(0, b"x")]), VIOLATION);
+    case("a request number used twice", bytes(&[get(1, b"file"), get(1, b"file")]), VIOLATION);
+    let seventeen: Vec<Message> = (1..=17).map(|request| get(request, b"file")).collect();
+    case("17 open requests", bytes(&seventeen), VIOLATION);
+    let list = Message::List { request: 1, after: b"../up".to_vec() };
+    case("LIST after a bad name", bytes(&[list]), Answer::No(Refusal::BadName));
+    // Frames.
+    case("an unknown type", raw(0x8f, &[], b""), Answer::End);
+    case("a printable byte", b"GET / HTTP/1.1\r\n\r\n".to_vec(), Answer::End);
+    case("a type that may be skipped", raw(0xd0, &[], b"whatever"), Answer::Nothing);
+    case("a tail past its limit, to be skipped", raw(0xd0, &[], &[0; 65_537]), VIOLATION);
+    case("a fixed field too few", raw(0x87, &[0; 7], b""), Answer::End);
+    case("an empty SUMS", raw(0xa5, &[0; 8], b""), VIOLATION);
+    case("half a CRC in SUMS", raw(0xa5, &[0; 8], b"abc"), VIOLATION);
+    case(
+        "nanoseconds past a second",
+        raw(0xa0, &[&[0, 0, 0, 1, 0][..], &[0; 16], &[0xff; 4], &[0; 12]].concat(), b"x"),
+        VIOLATION,
+    );
+    let mut huge = raw(0x87, &[0; 8], b"");
+    huge[1..9].copy_from_slice(&u64::MAX.to_be_bytes());
+    case("a length of 2^64-1, damaged", huge.clone(), Answer::End);
+    let end = huge.len();
+    let crc = crc32fast::hash(&huge[..end - 4]);
+    huge[end - 4..].copy_from_slice(&crc.to_be_bytes());
+    case("a length of 2^64-1, meant", huge, VIOLATION);
+    case("a pong that nobody asked for", bytes(&[Message::Pong(u64::MAX)]), Answer::Nothing);
+    cases
+}
+
+/// A frame of any type with right CRCs.
+fn raw(frame_type: u8, fixed: &[u8], tail: &[u8]) -> Vec<u8> {
+    let mut frame = vec![frame_type];
+    frame.extend(u64::try_from(fixed.len() + 8 + tail.len()).unwrap().to_be_bytes());
+    frame.extend_from_slice(fixed);
+    frame.extend(crc32fast::hash(tail).to_be_bytes());
+    frame.extend(crc32fast::hash(&frame).to_be_bytes());
+    frame.extend_from_slice(tail);
+    frame
+}
+
+/// Says `said` after a good hello, then PING; gives what came of it.
+fn answer(address: &str, number: u8, said: &[u8]) -> Answer {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.write_all(&bytes(&[hello(), peer(number)])).unwrap();
+    let mut decoder = Decoder::for_client();
+    let mut frames = Frames { stream: stream.try_clone().unwrap(), buffer: Vec::new() };
+    for _ in 0..3 {
+        assert!(matches!(frames.next(&mut decoder), Some(Frame::Message(_))), "the hello");
+    }
+    decoder.hello_complete();
+    // The other side may end before it has heard it all.
+    let _ = stream.write_all(said).and_then(|()| stream.write_all(&bytes(&[Message::Ping(77)])));
+    let mut asked_again = false;
+    loop {
+        match frames.next(&mut decoder) {
+            None => return Answer::End,
+            Some(Frame::Message(Message::Refused { subject: Subject::Connection, refusal })) => {
+                let after = frames.next(&mut decoder);
+                assert!(after.is_none(), "REFUSED is the last word, not {after:?}");
+                return Answer::Refused(refusal);
+            }
+            Some(Frame::Message(Message::Refused { refusal, .. })) => return Answer::No(refusal),
+            // The disk may take a moment longer than the answer to a PING.
+            Some(Frame::Message(Message::Pong(77))) if !asked_again => {
+                asked_again = true;
+                thread::park_timeout(Duration::from_millis(150));
+                let _ = stream.write_all(&bytes(&[Message::Ping(78)]));
+            }
+            Some(Frame::Message(Message::Pong(78))) => return Answer::Nothing,
+            Some(_) => {}
+        }
+    }
+}
+
+struct Frames {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Frames {
+    /// The next frame; `None` after the end.
+    fn next(&mut self, decoder: &mut Decoder) -> Option<Frame> {
+        loop {
+            let (taken, frame) = decoder.decode(&self.buffer).unwrap();
+            self.buffer.drain(..taken);
+            if frame.is_some() {
+                return frame;
+            }
+            let mut piece = [0; 4096];
+            match self.stream.read(&mut piece) {
+                Ok(0) => return None,
+                Ok(count) => self.buffer.extend_from_slice(&piece[..count]),
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+                Err(error) => panic!("no answer: {error}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn each_lie_to_a_server_has_its_answer() {
+    let scratch = Scratch::new();
+    let (inbox, share) = (scratch.directory("inbox"), scratch.directory("share"));
+    scratch.file("share/file", 300_000, 1);
+    std::os::unix::fs::symlink("/etc", format!("{share}/link")).unwrap();
+    let fifo = format!("{share}/fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+    let arguments = ["--dir", &inbox, "--share", &share, "--max-file", "1M", "--no-fsync"];
+    let server = Server::start(&arguments);
+    let cases = cases();
+    assert!(cases.len() >= 80, "{} cases", cases.len());
+    for (number, (name, said, expected)) in cases.iter().enumerate() {
+        println!("{name}");
+        let got = answer(&server.address(), u8::try_from(number % 200 + 10).unwrap(), said);
+        assert_eq!(got, *expected, "{name}");
+        if number % 10 == 0 {
+            client(&["--to", &server.address(), "--text", "honest"]).assert_code(0);
+        }
+    }
+    let honest = scratch.file("honest", 700_000, 2);
+    client(&["--to", &server.address(), &honest]).assert_code(0);
+    let names: Vec<_> = fs::read_dir(scratch.path("")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 3, "nothing came to be outside: {names:?}");
+    let run = server.terminate();
+    run.assert_code(0).assert(!run.stderr.contains("panicked"), "nobody panicked");
+}
+
+#[test]
+fn before_the_hello_only_the_hello_is_taken() {
+    let server = Server::start(&[]);
+    for (name, message) in one_of_each() {
+        let mut stream = TcpStream::connect(server.address()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.write_all(&bytes(&[message])).unwrap();
+        if name == "hello" {
+            stream.write_all(&bytes(&[Message::Goodbye(Goodbye::Done)])).unwrap();
+        }
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        // Nothing, or one REFUSED: no WELCOME.
+        assert!(answer.is_empty() || answer[0] == 0x84, "{name}: {answer:02x?}");
+    }
+    client(&["--to", &server.address(), "--text", "honest"]).assert_code(0);
+}
+
+#[test]
+fn a_good_session_may_end_at_any_byte() {
+    let scratch = Scratch::new();
+    let inbox = scratch.directory("inbox");
+    let server = Server::start(&["--dir", &inbox, "--no-fsync"]);
+    let session =
+        bytes(&[hello(), peer(3), Message::Text(text(1)), Message::Offer(offer(1, 5, b"f")), Message::Ping(1)]);
+    for end in 0..=session.len() {
+        let mut stream = TcpStream::connect(server.address()).unwrap();
+        stream.write_all(&session[..end]).unwrap();
+    }
+    client(&["--to", &server.address(), "--text", "honest"]).assert_code(0);
+    let run = server.terminate();
+    run.assert_code(0).assert(!run.stderr.contains("panicked"), "nobody panicked");
+    assert!(run.stdout.lines().filter(|line| line.ends_with(": x")).count() <= 1, "one run's text comes once");
+}
+
+/// What a server says after a good hello, to a client that sends a file.
+#[test]
+fn each_lie_to_a_client_ends_its_run_with_a_clear_line() {
+    let scratch = Scratch::new();
+    let file = scratch.file("file", 300_000, 1);
+    let liars: Vec<(&str, Vec<Message>)> = vec![
+        ("a second WELCOME", vec![Message::Welcome { version: 1, mode: 0 }]),
+        ("SEND with more than the size", vec![Message::Send { transfer: 1, have: u64::MAX, credit: 1 << 20 }]),
+        ("SEND off a block", vec![Message::Send { transfer: 1, have: 1000, credit: 1 << 20 }]),
+        ("SEND for another transfer", vec![Message::Send { transfer: 2, have: 0, credit: 1 << 20 }]),
+        ("ACK before SEND", vec![Message::Ack { transfer: 1, received: 1, credit: 1 }]),
+        (
+            "ACK for what was not sent",
+            vec![
+                Message::Send { transfer: 1, have: 0, credit: 0 },
+                Message::Ack { transfer: 1, received: 9, credit: 0 },
+            ],
+        ),
+        (
+            "REPAIR outside the file",
+            vec![
+                Message::Send { transfer: 1, have: 0, credit: 0 },
+                Message::Repair { transfer: 1, offset: u64::MAX, length: u64::MAX },
+            ],
+        ),
+        (
+            "RECEIPT before anything was sent",
+            vec![Message::Receipt(Receipt {
+                transfer: 1,
+                durable: true,
+                already: false,
+                size: 300_000,
+                resumed: 0,
+                crc: 1,
+                stored: b"file".to_vec(),
+            })],
+        ),
+        ("TEXT_ACK for nothing", vec![Message::TextAck { count: 3 }]),
+        ("ENDED for nothing", vec![Message::Ended { request: 1, more: false, left_out: 0, failed: 0 }]),
+    ];
+    for (name, says) in liars {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let liar = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            let named = Message::Named(Nickname::parse(b"c1").unwrap());
+            stream.write_all(&bytes(&[Message::Welcome { version: 1, mode: 0 }, peer(2), named])).unwrap();
+            let mut frames = Frames { stream: stream.try_clone().unwrap(), buffer: Vec::new() };
+            let mut decoder = Decoder::for_server();
+            while !matches!(frames.next(&mut decoder), Some(Frame::Message(Message::Offer(_)))) {
+                decoder.hello_complete();
+            }
+            stream.write_all(&bytes(&says)).unwrap();
+            // The client ends the connection.
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        let run = client(&["--to", &address, "--retry", "0", &file]);
+        run.assert_code(5);
+        run.assert(run.stderr.contains("protocol rule"), name);
+        liar.join().unwrap();
+    }
+}
+
+#[test]
+fn a_client_in_the_room_takes_no_flood_and_no_file_it_has_no_place_for() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let mut board = client_spawn(&["--to", &address, "--stay", "--retry", "0"]);
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let named = Message::Named(Nickname::parse(b"c1").unwrap());
+    stream.write_all(&bytes(&[Message::Welcome { version: 1, mode: 0 }, peer(2), named.clone()])).unwrap();
+    let came = Message::Presence(Presence::Joined(Nickname::parse(b"x").unwrap()));
+    for _ in 0..100 {
+        stream.write_all(&bytes(&vec![came.clone(); 100])).unwrap();
+        stream.write_all(&bytes(&vec![named.clone(); 10])).unwrap();
+    }
+    stream.write_all(&bytes(&[Message::Offer(offer(1, 5, b"x"))])).unwrap();
+    let mut frames = Frames { stream: stream.try_clone().unwrap(), buffer: Vec::new() };
+    let mut decoder = Decoder::for_server();
+    let refused = loop {
+        match frames.next(&mut decoder).expect("an answer to the offer") {
+            Frame::Message(Message::Refused { subject: Subject::Transfer(1), refusal }) => break refusal,
+            _ => decoder.hello_complete(),
+        }
+    };
+    assert_eq!(refused, Refusal::NoDirectory);
+    let status = fs::read_to_string(format!("/proc/{}/status", board.pid().as_raw_nonzero())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(kib < 64 * 1024, "{kib} KiB");
+    board.signal(common::Signal::TERM);
+    board.wait().assert_code(0);
+}
