@@ -351,7 +351,7 @@ impl Shared {
         let mut lost = Instant::now();
         let mut pause = RETRY_FIRST;
         let mut was_connected = false;
-        let mut damaged = 0;
+        let (mut damaged, mut fruitless) = (0, 0);
         loop {
             let began = Instant::now();
             let error = match self.connection() {
@@ -363,8 +363,11 @@ impl Shared {
             };
             let session = std::mem::take(&mut self.link.take().session);
             was_connected |= session.is_some();
-            if session.is_some_and(|session| session.has_progressed() || began.elapsed() >= CONNECTION_STANDS) {
-                (lost, pause, damaged) = (Instant::now(), RETRY_FIRST, 0);
+            if session.as_ref().is_some_and(|it| it.has_progressed() || began.elapsed() >= CONNECTION_STANDS) {
+                (lost, pause, damaged, fruitless) = (Instant::now(), RETRY_FIRST, 0, 0);
+            } else if session.is_some() && fruitless < DAMAGED_CONNECTIONS_MAX {
+                // Nothing may have been there to say. Again and again it is no excuse.
+                (lost, fruitless) = (Instant::now(), fruitless + 1);
             }
             damaged += u32::from(matches!(&error, Error::Wire(wire) if wire.is_flipped()));
             if damaged > DAMAGED_CONNECTIONS_MAX && self.config.retry != Retry::Forever {

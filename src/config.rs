@@ -152,10 +152,12 @@ pub const LIST_ENTRIES_MAX: usize = 1024;
 pub const LIST_BYTES_MAX: usize = 64 * KIB;
 /// Entries of a tree that are looked at in one go, when nothing else is left to offer.
 pub const TREE_STEP: usize = 64;
-/// Connections in a row that were damaged before they brought anything: past them it is no accident.
+/// Connections in a row that were damaged before they brought anything: past them it is no accident. As many that broke
+/// otherwise, with nothing said, are forgiven before the patience for them runs on.
 pub const DAMAGED_CONNECTIONS_MAX: u32 = 5;
-/// A connection that stood this long counts as progress, though nothing was to be said on it.
-pub const CONNECTION_STANDS: Duration = Duration::from_secs(10);
+/// A connection that stood this long counts as progress, though nothing was to be said on it. Longer than a dial, a hello
+/// and [`SILENCE_MAX`] together: one that only waits for the rest of a damaged frame must not count.
+pub const CONNECTION_STANDS: Duration = Duration::from_secs(180);
 /// First pause between tries to connect.
 pub const RETRY_FIRST: Duration = Duration::from_millis(200);
 /// Longest pause between tries to connect.
