@@ -6,13 +6,11 @@ mod common;
 
 use std::fs::{self, Permissions};
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use common::{client, client_spawn, Run, Running, Scratch, Server, BINARY};
-use postwire::wire::{Message, Subject};
-use postwire::Refusal;
 
 /// One line on stderr that holds all of these, and nothing else.
 #[track_caller]
@@ -89,28 +87,6 @@ fn somebody_else_has_the_port() {
         says(&client(&["--to", &to, "--text", "x"]), 5, &[name, "is the port right?"]);
         stranger.join().unwrap();
     }
-}
-
-#[test]
-fn no_version_is_common() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let to = listener.local_addr().unwrap().to_string();
-    let newer = std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        let mut bytes = Vec::new();
-        Message::Refused { subject: Subject::Connection, refusal: Refusal::Version(9) }.encode(&mut bytes);
-        stream.write_all(&bytes).unwrap();
-        let _ = stream.read_to_end(&mut Vec::new());
-    });
-    says(&client(&["--to", &to, "--text", "x"]), 5, &["it speaks up to version 9", "update the older side"]);
-    newer.join().unwrap();
-
-    let mut server = Server::start(&[]);
-    let mut bytes = Vec::new();
-    Message::Hello { version_low: 8, version_high: 9, mode: 0 }.encode(&mut bytes);
-    let mut newer = TcpStream::connect(server.address()).unwrap();
-    newer.write_all(&bytes).unwrap();
-    server_says(&mut server, &["refused 127.0.0.1", "this side speaks up to version 1"]);
 }
 
 #[test]

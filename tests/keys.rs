@@ -6,11 +6,15 @@ mod common;
 mod proxy;
 
 use std::fs;
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
+use std::thread;
 
-use common::{client, Run, Running, Scratch, Server, BINARY};
+use common::{client, Run, Running, Scratch, Server, BINARY, DEADLINE};
+use postwire::wire::{Message, Peer, RunId, Subject};
+use postwire::Refusal;
 
 fn postwire(arguments: &[&str], environment: &[(&str, &str)], input: &[u8]) -> Run {
     // What the tests' own environment says is taken away from the command that is started.
@@ -91,6 +95,120 @@ fn only_who_is_allowed_gets_in_and_an_open_server_says_that_it_is_open() {
     }
 }
 
+/// `--key-file` and a key that was made for it, or nothing.
+fn keyed(scratch: &Scratch, has_key: bool) -> Vec<String> {
+    match has_key {
+        true => vec!["--key-file".to_owned(), key(scratch, "key")],
+        false => Vec::new(),
+    }
+}
+
+/// Every kind of connection that this build makes.
+fn plain_and_keyed() -> impl Iterator<Item = bool> {
+    [false, true].into_iter().filter(|has_key| !has_key || cfg!(feature = "encrypt"))
+}
+
+fn encoded(messages: &[Message]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    messages.iter().for_each(|message| message.encode(&mut bytes));
+    bytes
+}
+
+fn says_to(server: &Server, messages: &[Message]) -> TcpStream {
+    let mut stream = TcpStream::connect(server.address()).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.write_all(&encoded(messages)).unwrap();
+    stream
+}
+
+#[test]
+fn a_server_refuses_versions_and_modes_that_it_does_not_speak() {
+    for has_key in plain_and_keyed() {
+        let scratch = Scratch::new();
+        let arguments = keyed(&scratch, has_key);
+        let mut server = Server::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        let mode = u8::from(has_key);
+        let wanted = Refusal::Mode(u64::from(has_key));
+        let no_version = "this side speaks up to version 1";
+        let no_mode = if has_key { "only those who have ours are taken" } else { "there is none here: --key-file" };
+        for (version_low, version_high, mode, refusal, says) in [
+            (2, 3, mode, Refusal::Version(1), no_version),
+            (0, 0, mode, Refusal::Version(1), no_version),
+            (9, u16::MAX, mode, Refusal::Version(1), no_version),
+            (1, 1, 1 - mode, wanted, no_mode),
+            (1, 1, 2, wanted, no_mode),
+            (1, 9, 255, wanted, no_mode),
+            // In another version a mode may mean another thing.
+            (2, 3, 2, Refusal::Version(1), no_version),
+        ] {
+            let mut stream = says_to(&server, &[Message::Hello { version_low, version_high, mode }]);
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).unwrap();
+            assert_eq!(
+                answer,
+                encoded(&[Message::Refused { subject: Subject::Connection, refusal }]),
+                "versions {version_low} to {version_high}, mode {mode}: {refusal:?} alone"
+            );
+            // It waits a moment for who was refused to go, then tells.
+            drop(stream);
+            server.wait_stderr(|line| line.starts_with("refused 127.0.0.1:") && line.contains(says));
+        }
+        // One that speaks ours among others is welcome, whatever it says next.
+        let peer = Message::Peer(Peer {
+            run: RunId([1; 16]),
+            in_room: false,
+            takes_files: false,
+            relays: false,
+            text_bytes: 65_536,
+            text_window_bytes: 262_144,
+            chunk_bytes: 262_144,
+            offers: 1,
+            nickname: None,
+        });
+        let hello = Message::Hello { version_low: 0, version_high: u16::MAX, mode };
+        let mut stream = says_to(&server, &[hello, peer]);
+        let welcome = encoded(&[Message::Welcome { version: 1, mode }]);
+        let mut answer = vec![0; welcome.len()];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(answer, welcome);
+    }
+}
+
+#[test]
+fn a_client_tells_what_a_server_does_not_speak() {
+    let refused = |refusal| Message::Refused { subject: Subject::Connection, refusal };
+    for has_key in plain_and_keyed() {
+        let scratch = Scratch::new();
+        let (mode, key) = (u8::from(has_key), keyed(&scratch, has_key));
+        let answers = [
+            (refused(Refusal::Version(3)), 5, "it speaks up to version 3; update the older side"),
+            (refused(Refusal::Version(0)), 5, "it speaks up to version 0; update the older side"),
+            (refused(Refusal::Mode(2)), 7, "it wants mode 2, which this version can't do; update the older side"),
+            (Message::Welcome { version: 2, mode }, 5, "WELCOME to something that was not offered"),
+            (Message::Welcome { version: 1, mode: 1 - mode }, 5, "WELCOME to something that was not offered"),
+            (Message::Welcome { version: 1, mode: 2 }, 5, "WELCOME to something that was not offered"),
+        ];
+        for (answer, code, says) in answers {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap().to_string();
+            let other = thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                stream.write_all(&encoded(&[answer])).unwrap();
+                let _ = stream.read_to_end(&mut Vec::new());
+                listener
+            });
+            let mut arguments = vec!["client".to_owned(), "--to".to_owned(), address];
+            arguments.extend(key.iter().cloned());
+            arguments.extend(["--retry", "10s", "--text", "x"].map(str::to_owned));
+            let run = postwire(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), &[], b"");
+            run.assert_code(code).assert(run.stderr.contains(says) && run.stderr.lines().count() == 1, says);
+            let listener = other.join().unwrap();
+            listener.set_nonblocking(true).unwrap();
+            assert!(listener.accept().is_err(), "it does not ask again: {says}");
+        }
+    }
+}
+
 #[cfg(not(feature = "encrypt"))]
 #[test]
 fn a_build_that_can_not_encrypt_says_so_before_it_opens_anything() {
@@ -114,10 +232,7 @@ mod sealed {
     use super::*;
     use common::{assert_same_file, client_fed};
     use proxy::{Faults, Line, Proxy};
-    use std::io::{Read, Write};
-    use std::net::TcpStream;
     use std::sync::{Arc, Mutex};
-    use std::thread;
 
     /// Carries connections to a server, and keeps all that goes over the line.
     struct Tap {

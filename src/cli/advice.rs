@@ -69,7 +69,7 @@ fn listen(source: &io::Error) -> Option<&'static str> {
 
 fn refused(refusal: Refusal) -> Option<&'static str> {
     Some(match refusal {
-        Refusal::Version(_) => "update the older side",
+        Refusal::Version(_) | Refusal::Mode(2..) => "update the older side",
         Refusal::Exists => "--as gives the file another name",
         Refusal::NoRoom => "make room there, then run the same again: what arrived is kept",
         Refusal::NotWritable => "the server's user must be able to write there",
