@@ -355,7 +355,9 @@ impl Shared {
         loop {
             let began = Instant::now();
             let error = match self.connection() {
-                Ok(Goodbye::Done) | Err(Error::Closed) if self.link.take().closing && self.mailbox.is_empty() => {
+                Ok(Goodbye::Done) | Err(Error::Closed | Error::Goodbye(Goodbye::Reconnect))
+                    if self.link.take().closing && self.mailbox.is_empty() =>
+                {
                     return self.finish(None);
                 }
                 Ok(reason) => Error::Goodbye(reason),
@@ -373,7 +375,10 @@ impl Shared {
             if damaged > DAMAGED_CONNECTIONS_MAX && self.config.retry != Retry::Forever {
                 return self.finish(Some(Error::LineDamaged { connections: damaged }));
             }
-            if self.link.take().over || !self.may_retry(&error, was_connected, lost.elapsed()) {
+            // PROTOCOL 10.5. A connection that brought nothing did not use up its keys.
+            let renews = matches!(error, Error::Goodbye(Goodbye::Reconnect))
+                && session.is_some_and(|session| session.has_progressed());
+            if self.link.take().over || !(renews || self.may_retry(&error, was_connected, lost.elapsed())) {
                 return self.finish(Some(error));
             }
             let after = self.varied(pause);
@@ -436,7 +441,9 @@ impl Shared {
     fn may_retry(&self, error: &Error, was_connected: bool, lost_for: Duration) -> bool {
         let passing = match error {
             Error::Broken { .. } | Error::Timeout { .. } | Error::Connect { .. } | Error::NoSuchHost { .. } => true,
-            Error::Goodbye(reason) => matches!(reason, Goodbye::Stopping | Goodbye::TooSlow | Goodbye::Done),
+            Error::Goodbye(reason) => {
+                matches!(reason, Goodbye::Stopping | Goodbye::TooSlow | Goodbye::Done | Goodbye::Reconnect)
+            }
             Error::Wire(wire) => wire.is_damage(),
             Error::Refused(Refusal::Stopping | Refusal::Busy(_)) => self.config.retry != Retry::Default,
             _ => false,
@@ -528,5 +535,55 @@ impl Owner for ClientOwner {
         let Some(shared) = self.shared.upgrade() else { return };
         shared.link.take().nickname = Some(nickname.clone());
         shared.events.push(Event::Named(nickname));
+    }
+}
+
+#[cfg(all(test, feature = "encrypt"))]
+mod tests {
+    use super::*;
+    use crate::key::{fill_random, Key};
+    use crate::Server;
+
+    /// PROTOCOL 10.5, with a limit that a second reaches.
+    #[test]
+    fn a_transfer_goes_on_over_connections_whose_keys_are_used_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        ["inbox", "here"].iter().for_each(|name| std::fs::create_dir(path(name)).unwrap());
+        let mut content = vec![0; 6_000_000];
+        fill_random(&mut content).unwrap();
+        std::fs::write(path("file"), &content).unwrap();
+        let key = Some(Key::generate().unwrap());
+        let (dir, share) = (Some(path("inbox")), Some(path("inbox")));
+        let config = Config { key: key.clone(), dir, share, fsync: false, ..Config::default() };
+        let server = Server::bind("127.0.0.1:0", config).unwrap();
+        let draining = server.clone();
+        let drain = std::thread::spawn(move || while draining.next_event(None).unwrap().is_some() {});
+        // Whoever never tries again after a break goes on here too: nothing broke.
+        let retry = Retry::For(Duration::ZERO);
+        let config = Config { key, dir: Some(path("here")), fsync: false, retry, ..Config::default() };
+        let client = Client::connect(&server.local_addr().to_string(), config).unwrap();
+        let mut renewals = [0, 0];
+        client.send_file(&path("file")).unwrap();
+        let mut sent = false;
+        loop {
+            match client.next_event(Some(Duration::from_secs(30))).unwrap().unwrap() {
+                Event::Retrying { error: Error::Goodbye(Goodbye::Reconnect), .. } => renewals[usize::from(sent)] += 1,
+                Event::Retrying { error, .. } => panic!("{error}"),
+                Event::Sent(_) => {
+                    sent = true;
+                    client.get(&SafePath::parse(b"file").unwrap(), None).unwrap();
+                }
+                Event::Got { .. } => client.disconnect(),
+                Event::Disconnected(error) => break assert!(error.is_none(), "{error:?}"),
+                _ => {}
+            }
+        }
+        // The client's keys were used up first, then the server's.
+        assert!(renewals.iter().all(|&count| count >= 3), "{renewals:?}");
+        assert!(std::fs::read(path("inbox/file")).unwrap() == content);
+        assert!(std::fs::read(path("here/file")).unwrap() == content);
+        server.stop();
+        drain.join().unwrap();
     }
 }

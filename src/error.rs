@@ -223,6 +223,8 @@ pub enum Goodbye {
     TooSlow,
     /// The operator removed it.
     Removed,
+    /// The keys of this connection are used up; the next one has others.
+    Reconnect,
     /// A code this version does not know.
     Other(u16),
 }
@@ -301,6 +303,7 @@ impl Goodbye {
             Goodbye::Replaced => 2,
             Goodbye::TooSlow => 3,
             Goodbye::Removed => 4,
+            Goodbye::Reconnect => 5,
             Goodbye::Other(code) => code,
         }
     }
@@ -314,6 +317,7 @@ impl Goodbye {
             2 => Goodbye::Replaced,
             3 => Goodbye::TooSlow,
             4 => Goodbye::Removed,
+            5 => Goodbye::Reconnect,
             other => Goodbye::Other(other),
         }
     }
@@ -360,6 +364,7 @@ impl fmt::Display for Goodbye {
             Goodbye::Replaced => write!(f, "replaced by a newer connection"),
             Goodbye::TooSlow => write!(f, "too slow a reader"),
             Goodbye::Removed => write!(f, "removed by the operator"),
+            Goodbye::Reconnect => write!(f, "the keys of this connection are used up"),
             Goodbye::Other(code) => write!(f, "code {code}"),
         }
     }

@@ -65,6 +65,14 @@ impl Conn {
         let _ = self.seal.set(seal);
     }
 
+    /// Whether its keys are nearly used up.
+    pub(crate) fn is_worn(&self) -> bool {
+        #[cfg(feature = "encrypt")]
+        return self.seal.get().is_some_and(Seal::is_worn);
+        #[cfg(not(feature = "encrypt"))]
+        false
+    }
+
     /// Reads what has come, waiting for the first byte. `Ok(0)` is the end of the stream.
     pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         #[cfg(feature = "encrypt")]

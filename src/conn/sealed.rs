@@ -24,8 +24,10 @@ const PLAIN_BYTES_MAX: usize = 16 * 1024;
 const CIPHER_BYTES_MAX: usize = PLAIN_BYTES_MAX + TAG_BYTES;
 /// Either message of the handshake: an ephemeral key and a tag.
 pub(crate) const HANDSHAKE_BYTES: usize = 32 + TAG_BYTES;
-/// Records in one direction; then the connection ends, and the next one has other keys.
+/// Records in one direction (PROTOCOL 10.5).
 const RECORDS_MAX: u64 = 1 << 32;
+/// From so many on GOODBYE is due, which leaves room for what is owed. In tests as many as come within a second.
+const RECORDS_WORN: u64 = if cfg!(test) { 100 } else { RECORDS_MAX - (1 << 20) };
 
 /// A handshake under way.
 pub(crate) struct Handshake(HandshakeState);
@@ -137,6 +139,11 @@ impl Seal {
             }
             self.seal(left, state)?;
         }
+    }
+
+    /// Whether the connection must soon give way to one with new keys.
+    pub(crate) fn is_worn(&self) -> bool {
+        self.send.take().records >= RECORDS_WORN
     }
 
     /// As many records as make one write worth its call.

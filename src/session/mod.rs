@@ -114,7 +114,8 @@ impl Session {
         })
     }
 
-    /// Reads until the connection ends. `Ok` after GOODBYE from the other side; its reason.
+    /// Reads until the connection ends. `Ok` after GOODBYE from the other side; its reason. That new keys are due is an error:
+    /// the work goes on.
     ///
     /// # Errors
     /// Why it broke, or was ended.
@@ -123,7 +124,11 @@ impl Session {
         self.flush();
         let result = self.read(&mut reader, epoch);
         let violation = self.turn.take().violation.take();
-        let result = violation.map_or(result, Err);
+        let result = match violation.map_or(result, Err) {
+            Ok(Goodbye::Reconnect) => Err(Error::Goodbye(Goodbye::Reconnect)),
+            Ok(Goodbye::Done) if self.turn.take().said_reconnect() => Err(Error::Goodbye(Goodbye::Reconnect)),
+            result => result,
+        };
         match &result {
             // A peer that is told of a rule gives up; what the line did is a break, and is taken up again.
             Err(Error::Wire(error)) if error.is_damage() => {}

@@ -53,7 +53,7 @@ enum Closing {
     /// GOODBYE follows what this side owes for what it received.
     AfterOwed(Goodbye),
     /// GOODBYE was said.
-    Said,
+    Said(Goodbye),
 }
 
 /// Somebody who reads no presence is no member of the room for long.
@@ -133,20 +133,22 @@ impl Turn {
     }
 
     pub(super) fn dismiss(&mut self, reason: Goodbye) {
-        if self.closing != Closing::Said {
+        if !self.said_goodbye() {
             self.closing = Closing::AfterOwed(reason);
         }
     }
 
     /// PROTOCOL 2.8: the other side said GOODBYE.
     pub(super) fn answer_goodbye(&mut self) {
-        if self.closing != Closing::Said {
-            self.closing = Closing::AfterOwed(Goodbye::Done);
-        }
+        self.dismiss(Goodbye::Done);
     }
 
     pub(super) fn said_goodbye(&self) -> bool {
-        self.closing == Closing::Said
+        matches!(self.closing, Closing::Said(_))
+    }
+
+    pub(super) fn said_reconnect(&self) -> bool {
+        self.closing == Closing::Said(Goodbye::Reconnect)
     }
 }
 
@@ -198,7 +200,7 @@ impl Session {
     }
 
     fn wants_writer(&self, turn: &Turn) -> bool {
-        !matches!(turn.closing, Closing::Said) && !turn.has_refused && self.mailbox.files.has_work()
+        !turn.said_goodbye() && !turn.has_refused && self.mailbox.files.has_work()
     }
 
     /// The turn stays taken; a writer that waits, or a new one, goes on with it.
@@ -304,6 +306,10 @@ impl Session {
         if turn.said_goodbye() || turn.has_refused {
             return;
         }
+        // PROTOCOL 10.5. Who wants to end after all is delivered does so on the next connection.
+        if self.conn.is_worn() && matches!(turn.closing, Closing::No | Closing::AfterAll(Goodbye::Done)) {
+            turn.dismiss(Goodbye::Reconnect);
+        }
         if let Some(token) = turn.pong.take() {
             Message::Pong(token).encode(out);
         }
@@ -332,7 +338,7 @@ impl Session {
         }
         if out.is_empty() {
             if let Some(reason) = self.may_say_goodbye(turn) {
-                turn.closing = Closing::Said;
+                turn.closing = Closing::Said(reason);
                 Message::Goodbye(reason).encode(out);
                 // A few bytes: what the socket does not take now is not worth a wait.
                 let _ = self.conn.write_now(out);
@@ -346,7 +352,7 @@ impl Session {
         match turn.closing {
             Closing::AfterAll(reason) => (self.mailbox.is_empty() && self.inbound.is_idle()).then_some(reason),
             Closing::AfterOwed(reason) => self.inbound.owes_nothing().then_some(reason),
-            Closing::No | Closing::Said => None,
+            Closing::No | Closing::Said(_) => None,
         }
     }
 }
