@@ -1,4 +1,4 @@
-//! The real output of `--json`, on both sides, is what its page says.
+//! The real output of `--json`, and the log of `-v`, on both sides, are what their page says.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
 
 mod common;
@@ -13,7 +13,7 @@ use std::net::TcpStream;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use common::{client, client_fed, client_spawn, Scratch, Server, Signal};
+use common::{client, client_fed, client_spawn, Run, Scratch, Server, Signal};
 use proxy::{Faults, Line, Proxy};
 use serde_json::Value;
 
@@ -55,42 +55,123 @@ fn kind_of(value: &Value) -> &'static str {
     }
 }
 
+/// What of a run tells what happened.
+#[derive(Clone, Copy, PartialEq)]
+enum Form {
+    /// Objects on standard output.
+    Json,
+    /// Lines on standard error.
+    Log,
+}
+
+impl Form {
+    fn option(self) -> &'static str {
+        match self {
+            Form::Json => "--json",
+            Form::Log => "-vv",
+        }
+    }
+
+    /// Whether it is a line of this type.
+    fn is(self, line: &str, kind: &str) -> bool {
+        match self {
+            Form::Json => line.starts_with(&format!("{{\"type\":\"{kind}\",")),
+            Form::Log => line.split(' ').nth(2) == Some(kind),
+        }
+    }
+}
+
 /// Checks lines against the page, and remembers what was seen.
 struct Check {
+    form: Form,
     page: BTreeMap<String, BTreeMap<String, Key>>,
     seen: BTreeSet<String>,
     seen_keys: BTreeSet<(String, String)>,
 }
 
 impl Check {
-    fn lines(&mut self, output: &str) {
-        for line in output.lines() {
-            let object: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"));
-            let object = object.as_object().unwrap();
-            let kind = object["type"].as_str().unwrap();
-            let keys = self.page.get(kind).unwrap_or_else(|| panic!("no such type on the page: {line}"));
-            for (name, value) in object.iter().filter(|(name, _)| *name != "type") {
-                let key = keys.get(name).unwrap_or_else(|| panic!("no key {name} on the page: {line}"));
-                assert!(key.values.contains(kind_of(value)), "{name} is {}: {line}", kind_of(value));
-                self.seen_keys.insert((kind.to_owned(), name.clone()));
-            }
-            for (name, key) in keys {
-                assert!(!key.is_always_there || object.contains_key(name), "{name} is missing: {line}");
-            }
-            self.seen.insert(kind.to_owned());
+    fn run(&mut self, run: &Run) {
+        match self.form {
+            Form::Json => run.stdout.lines().for_each(|line| self.object(line)),
+            Form::Log => run.stderr.lines().for_each(|line| self.log_line(line)),
         }
+    }
+
+    fn object(&mut self, line: &str) {
+        let object: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        let object = object.as_object().unwrap();
+        let kind = object["type"].as_str().unwrap();
+        let keys = self.keys(kind, line);
+        for (name, value) in object.iter().filter(|(name, _)| *name != "type") {
+            let key = keys.get(name).unwrap_or_else(|| panic!("no key {name} on the page: {line}"));
+            assert!(key.values.contains(kind_of(value)), "{name} is {}: {line}", kind_of(value));
+        }
+        self.saw(kind, object.keys().filter(|name| *name != "type").cloned().collect(), line);
+    }
+
+    /// TIME LEVEL TYPE KEY=VALUE..., or TIME LEVEL msg=TEXT.
+    fn log_line(&mut self, line: &str) {
+        let [time, level, rest] = line.splitn(3, ' ').collect::<Vec<_>>()[..] else { panic!("no log line: {line}") };
+        let is_time = time.len() == 24 && time.as_bytes()[10] == b'T' && time.ends_with('Z');
+        assert!(is_time && ["error", "info", "debug", "trace"].contains(&level), "no log line: {line}");
+        if rest.starts_with("msg=") {
+            return;
+        }
+        let (kind, mut rest) = rest.split_once(' ').unwrap_or((rest, ""));
+        let mut names = BTreeSet::new();
+        while let Some((name, after)) = rest.split_once('=') {
+            // A value is a JSON string, or has no space.
+            let mut values = serde_json::Deserializer::from_str(after).into_iter::<Value>();
+            let end = match after.starts_with('"') {
+                true => values.next().unwrap().map(|_| values.byte_offset()).unwrap(),
+                false => after.find(' ').unwrap_or(after.len()),
+            };
+            names.insert(name.to_owned());
+            rest = after[end..].trim_start();
+        }
+        assert!(rest.is_empty(), "no key=value: {line}");
+        self.saw(kind, names, line);
+    }
+
+    fn keys(&self, kind: &str, line: &str) -> &BTreeMap<String, Key> {
+        self.page.get(kind).unwrap_or_else(|| panic!("no such type on the page: {line}"))
+    }
+
+    fn saw(&mut self, kind: &str, names: BTreeSet<String>, line: &str) {
+        let keys = self.keys(kind, line);
+        for name in &names {
+            assert!(keys.contains_key(name), "no key {name} on the page: {line}");
+        }
+        for (name, key) in keys {
+            assert!(!key.is_always_there || names.contains(name), "{name} is missing: {line}");
+        }
+        self.seen.insert(kind.to_owned());
+        self.seen_keys.extend(names.into_iter().map(|name| (kind.to_owned(), name)));
     }
 }
 
 #[test]
-fn everything_that_is_printed_is_on_the_page_and_everything_on_it_was_printed() {
+fn every_object_is_on_the_page_and_everything_on_it_was_printed() {
+    check(Form::Json, &[]);
+}
+
+/// A listing is data, and stands on standard output.
+#[test]
+fn every_log_line_is_on_the_page_and_everything_on_it_was_logged() {
+    check(Form::Log, &["entry"]);
+}
+
+fn check(form: Form, never: &[&str]) {
     let scratch = Scratch::new();
     let (inbox, here) = (scratch.directory("inbox"), scratch.directory("here"));
-    let mut check = Check { page: page(), seen: BTreeSet::new(), seen_keys: BTreeSet::new() };
+    let mut check = Check { form, page: page(), seen: BTreeSet::new(), seen_keys: BTreeSet::new() };
+    check.page.retain(|kind, _| !never.contains(&kind.as_str()));
+    let option = form.option();
+    let client = |arguments: &[&str]| client(&[&[option], arguments].concat());
     let exec = scratch.path("exec");
     fs::write(&exec, "#!/bin/sh\n[ \"$RECEIVED_TYPE\" = file ] || kill -9 $$\n").unwrap();
     fs::set_permissions(&exec, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let arguments = ["--json", "--dir", &inbox, "--share", &inbox, "--exec", &exec, "--max-file", "2M"];
+    let arguments = [option, "--dir", &inbox, "--share", &inbox, "--exec", &exec, "--max-file", "2M"];
     let mut server = Server::start(&arguments);
     let address = server.address();
 
@@ -101,44 +182,55 @@ fn everything_that_is_printed_is_on_the_page_and_everything_on_it_was_printed() 
     let big = scratch.file("big", 3 << 20, 1);
     let none = Path::new(OsStr::from_bytes(b"n\xf6ne")).to_owned();
     let mut sender = std::process::Command::new(common::BINARY);
-    sender.args(["client", "--json", "--to", &address, "--file", &tree, &big, "/nowhere", "--"]).arg(none);
-    check.lines(&common::Running::spawn(sender).wait().assert_code(9).stdout);
-    let stream = client_fed(&["--json", "--to", &address, "--file", "-", "--as", "s", "--text", "done"], b"stream");
-    check.lines(&stream.assert_code(0).stdout);
-    check.lines(&client(&["--json", "--to", &address, "--text", "x", "--for", "nobody"]).assert_code(7).stdout);
+    sender.args(["client", option, "--to", &address, "--file", &tree, &big, "/nowhere", "--"]).arg(none);
+    check.run(common::Running::spawn(sender).wait().assert_code(9));
+    let stream = client_fed(&[option, "--to", &address, "--file", "-", "--as", "s", "--text", "done"], b"stream");
+    check.run(stream.assert_code(0));
+    check.run(client(&["--to", &address, "--text", "x", "--for", "nobody"]).assert_code(7));
 
     // Asking.
+    check.run(client(&["--to", &address, "--dir", &here, "--get", "s"]).assert_code(0));
     std::os::unix::fs::symlink("x", format!("{inbox}/tree/link")).unwrap();
-    let asked = ["--json", "--to", &address, "--dir", &here, "--list", "--get", "tree", "--get", "none"];
-    check.lines(&client(&asked).assert_code(9).stdout);
+    let asked = ["--to", &address, "--dir", &here, "--list", "--get", "tree", "--get", "none"];
+    check.run(client(&asked).assert_code(9));
+
+    if form == Form::Log {
+        // A text is no data where standard output is a file's.
+        let mut one_file = Server::start(&[option, "--stdout"]);
+        check.run(client(&["--to", &one_file.address(), "--text", "a text", "--file", &big]).assert_code(0));
+        let run = one_file.wait();
+        assert!(run.assert_code(0).stdout_bytes == fs::read(&big).unwrap());
+        check.run(&run);
+    }
 
     // The room.
-    let mut ann = client_spawn(&["--json", "--to", &address, "--nick", "ann", "--stay"]);
-    server.wait_stdout(|line| line.contains("\"joined\"") && line.contains("\"ann\""));
-    let chat = client_fed(&["--json", "--to", &address, "--nick", "bob"], b"hello\n");
-    check.lines(&chat.assert_code(0).stdout);
-    ann.wait_stdout(|line| line.contains("\"left\""));
+    let mut ann = client_spawn(&[option, "--to", &address, "--nick", "ann", "--stay"]);
+    server.wait_either(|line| form.is(line, "joined") && line.contains("ann"));
+    let chat = client_fed(&[option, "--to", &address, "--nick", "bob"], b"hello\n");
+    check.run(chat.assert_code(0));
+    ann.wait_either(|line| form.is(line, "left"));
     server.type_line("/who");
     server.type_line("/msg ann for you");
     server.type_line("/msg nobody x");
     ann.wait_stdout(|line| line.contains("for you"));
-    server.wait_stdout(|line| line.contains("\"type\":\"error\""));
+    server.wait_either(|line| form.is(line, "error"));
     rename_somebody(&address);
-    ann.wait_stdout(|line| line.contains("\"renamed\""));
+    ann.wait_either(|line| form.is(line, "renamed"));
 
-    // A stranger, a break, an end that is not orderly.
+    // A stranger, a break, an end that is not orderly, one before it began.
     TcpStream::connect(&address).unwrap().write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
-    server.wait_stdout(|line| line.contains("\"refused\""));
+    server.wait_either(|line| form.is(line, "refused"));
     let to_server = Line { reset_after_bytes: Some(100_000), ..Line::default() };
     let faults = Faults { to_server, only_connections: Some(1), ..Faults::default() };
     let proxy = Proxy::start(address.parse().unwrap(), faults);
     let some = scratch.file("some", 1 << 20, 2);
-    let broken = client(&["--json", "--to", &proxy.address().to_string(), "--retry", "20s", &some]);
-    check.lines(&broken.assert_code(0).stdout);
-    check.lines(&client(&["--json", "--to", "127.0.0.1:1", &some]).assert_code(3).stdout);
+    let broken = client(&["--to", &proxy.address().to_string(), "--retry", "20s", &some]);
+    check.run(broken.assert_code(0));
+    check.run(client(&["--to", "127.0.0.1:1", &some]).assert_code(3));
+    check.run(client(&["--to", "127.0.0.1:1", "--dir", "/no/such/directory", &some]).assert_code(8));
     ann.signal(Signal::TERM);
-    check.lines(&ann.wait().stdout);
-    check.lines(&server.terminate().stdout);
+    check.run(&ann.wait());
+    check.run(&server.terminate());
 
     let all: BTreeSet<String> = check.page.keys().cloned().collect();
     let unseen: Vec<_> = all.difference(&check.seen).collect();

@@ -103,6 +103,9 @@ pub struct Output {
 }
 
 impl Output {
+    /// Before anybody could choose.
+    pub const PLAIN: Output = Output { json: false, to_stdout: false, level: Level::Notice };
+
     /// Lines on standard error are those of a log.
     pub fn is_log(self) -> bool {
         !self.json && self.level > Level::Notice
@@ -121,6 +124,15 @@ pub enum Level {
 }
 
 impl Order {
+    /// How much is said, and in which form.
+    pub fn output(&self) -> Output {
+        match self {
+            Order::Client(order) => order.output,
+            Order::Server(order) => order.output,
+            Order::Help(_) | Order::Version | Order::Keygen(_) => Output::PLAIN,
+        }
+    }
+
     /// The program of `--exec`, and whose.
     pub fn exec(&self) -> Option<(Side, &Path)> {
         match self {

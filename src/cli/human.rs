@@ -20,6 +20,7 @@ pub fn event(event: &Event) -> Option<(Level, String)> {
             (Level::Detail, format!("{error}: trying again in {:.1} s", after.as_secs_f64()))
         }
         Event::Disconnected(None) => (Level::Detail, "disconnected".to_owned()),
+        Event::Disconnected(Some(error)) => (Level::Detail, format!("disconnected: {error}")),
         Event::PeerConnected { peer } => (Level::Detail, format!("{} connected from {}", peer.nickname, peer.address)),
         Event::PeerDisconnected { peer, error: None } => (Level::Detail, format!("{} disconnected", peer.nickname)),
         Event::PeerDisconnected { peer, error: Some(error) } => {

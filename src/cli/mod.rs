@@ -37,7 +37,7 @@ use std::path::Path;
 use postwire::{Client, Config, Error, Key, Result};
 use rustix::fs::{access, Access};
 
-use args::{ClientOrder, ClientRun, Environment, Order};
+use args::{ClientOrder, ClientRun, Environment, Order, Output};
 use exec::Exec;
 use exit::Exit;
 use feed::Feed;
@@ -62,30 +62,31 @@ pub fn main() -> ! {
         key_file: env::var_os("POSTWIRE_KEY_FILE"),
         key: env::var_os("POSTWIRE_KEY"),
     };
-    let order =
-        args::read(&program, &arguments, &environment).unwrap_or_else(|usage| print::end_with(usage, Exit::Usage));
+    let order = args::read(&program, &arguments, &environment)
+        .unwrap_or_else(|usage| print::end_with(Output::PLAIN, usage, Exit::Usage));
+    let output = order.output();
     if let Err(usage) = order.exec().map_or(Ok(()), |(side, program)| exec::check(side, program)) {
-        print::end_with(usage, Exit::Usage);
+        print::end_with(output, usage, Exit::Usage);
     }
     let (side, done) = match order {
         Order::Help(side) => help_and_end(&help::text(side)),
         Order::Version => help_and_end(help::VERSION),
         Order::Keygen(path) => match keys::make(&path) {
             Ok(text) => help_and_end(&text),
-            Err(error) => print::end_with(error, Exit::File),
+            Err(error) => print::end_with(output, error, Exit::File),
         },
         Order::Client(mut order) => {
-            order.config.key = key(Side::Client, order.key.as_ref());
+            order.config.key = key(Side::Client, order.key.as_ref(), output);
             (Side::Client, client(order))
         }
         Order::Server(mut order) => {
-            order.config.key = key(Side::Server, order.key.as_ref());
+            order.config.key = key(Side::Server, order.key.as_ref(), output);
             (Side::Server, serve::run(order))
         }
     };
     match done {
         Ok(exit) => exit.end(),
-        Err(error) => print::end_with(explain(side, &error), Exit::of(&error)),
+        Err(error) => print::end_with(output, explain(side, &error), Exit::of(&error)),
     }
 }
 
@@ -95,11 +96,11 @@ fn help_and_end(text: &str) -> ! {
 }
 
 /// The key that was named, before anything else is opened.
-fn key(side: Side, source: Option<&KeySource>) -> Option<Key> {
+fn key(side: Side, source: Option<&KeySource>, output: Output) -> Option<Key> {
     match keys::load(side, source?) {
         Ok(key) => Some(key),
-        Err(NoKey::Usage(usage)) => print::end_with(usage, Exit::Usage),
-        Err(NoKey::Error(error)) => print::end_with(explain(side, &error), Exit::of(&error)),
+        Err(NoKey::Usage(usage)) => print::end_with(output, usage, Exit::Usage),
+        Err(NoKey::Error(error)) => print::end_with(output, explain(side, &error), Exit::of(&error)),
     }
 }
 

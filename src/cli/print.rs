@@ -43,16 +43,17 @@ pub enum Run {
 }
 
 /// Ends the program with one line and the code for it.
-pub fn end_with(line: impl Display, exit: Exit) -> ! {
+pub fn end_with(output: Output, line: impl Display, exit: Exit) -> ! {
     screen::finish();
-    screen::err(&format!("postwire: {line}"));
+    let line = format!("postwire: {line}");
+    screen::err(&if output.is_log() { log::message(Level::Error, &line) } else { line });
     exit.end()
 }
 
 /// `--help` and `--version`.
 pub fn print_help(text: &str) {
     if !text.is_empty() {
-        to_stdout(text.trim_end_matches('\n'));
+        to_stdout(Output::PLAIN, text.trim_end_matches('\n'));
     }
 }
 
@@ -70,7 +71,7 @@ pub fn stdout_sink() -> Result<Sink> {
 pub fn exec_ended(output: Output, ended: &Ended) {
     let (level, line) = human::exec_ended(ended);
     if output.json {
-        to_stdout(&json::exec_ended(ended).line());
+        to_stdout(output, &json::exec_ended(ended).line());
     } else if level <= output.level {
         screen::err(&if output.is_log() { log::object(level, &json::exec_ended(ended)) } else { line });
     }
@@ -121,21 +122,21 @@ impl Printer {
     fn print_event(&mut self, event: &Event) {
         if let Event::Listed { entries, .. } = event {
             let line = |entry| if self.output.json { json::listed(entry) } else { human::listed(entry) };
-            return entries.iter().for_each(|entry| to_stdout(&line(entry)));
+            return entries.iter().for_each(|entry| to_stdout(self.output, &line(entry)));
         }
         if self.output.json {
             if let Some(object) = json::event(event) {
-                to_stdout(&object.line());
+                to_stdout(self.output, &object.line());
             }
             return;
         }
         match event {
             Event::Text(text) => {
                 let line = human::text(text.from.as_ref(), &text.text);
-                if self.output.to_stdout {
-                    screen::err(&line);
-                } else {
-                    to_stdout(&line);
+                match json::event(event) {
+                    _ if !self.output.to_stdout => to_stdout(self.output, &line),
+                    Some(object) if self.output.is_log() => screen::err(&log::object(Level::Notice, &object)),
+                    _ => screen::err(&line),
                 }
             }
             Event::Named(nickname) if self.run == Run::Room => self.say(Level::Notice, &format!("you are {nickname}")),
@@ -174,9 +175,10 @@ impl Printer {
 
     /// All that was asked for under this name has come, or what of it could not.
     pub fn got(&mut self, name: &str, left_out: u32, failed: u32) {
-        if self.output.json {
-            let object = Object::new("got").text("name", name);
-            return to_stdout(&object.number("left_out", left_out).number("failed", failed).line());
+        let object = || Object::new("got").text("name", name).number("left_out", left_out).number("failed", failed);
+        if self.output.json || self.output.is_log() {
+            let level = if left_out > 0 || failed > 0 { Level::Error } else { Level::Notice };
+            return self.object_or_line(object, level, "");
         }
         if left_out > 0 {
             self.say(Level::Error, &format!("\"{name}\": links and special files are left out ({left_out})"));
@@ -196,7 +198,9 @@ impl Printer {
     pub fn peer(&mut self, peer: &PeerInfo) {
         let room = if peer.in_room { "in the room" } else { "delivering" };
         let line = format!("{} {} {room}", peer.nickname, peer.address);
-        self.object_or_line(|| json::of_peer("peer", peer), Level::Error, &line);
+        // Quiet or not; in a log it is no error.
+        let level = if self.output.is_log() { Level::Notice } else { Level::Error };
+        self.object_or_line(|| json::of_peer("peer", peer), level, &line);
     }
 
     /// What a person asked for, quiet or not; nothing in JSON.
@@ -247,7 +251,7 @@ impl Printer {
 
     fn object_or_line(&mut self, object: impl FnOnce() -> Object, level: Level, line: &str) {
         if self.output.json {
-            to_stdout(&object().line());
+            to_stdout(self.output, &object().line());
         } else {
             self.say_object(level, line, || Some(object()));
         }
@@ -277,10 +281,10 @@ impl Printer {
     }
 }
 
-fn to_stdout(line: &str) {
+fn to_stdout(output: Output, line: &str) {
     match screen::out(line) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::of_output(&error).end(),
-        Err(error) => end_with(format_args!("can't write standard output: {error}"), Exit::of_output(&error)),
+        Err(error) => end_with(output, format_args!("can't write standard output: {error}"), Exit::of_output(&error)),
     }
 }
