@@ -654,7 +654,8 @@ fn server_with(answers: &[&str], arguments: &[&str]) -> Server {
 /// The same, with further options of `strace`.
 fn server_on(options: &[&str], answers: &[&str], arguments: &[&str]) -> Server {
     let mut command = Command::new("strace");
-    command.args(["-f", "-qq", "-o", "/dev/null"]).args(options);
+    // As a grandchild (-D), so that the process that a test ends is the server: one whose tracer is killed lives on.
+    command.args(["-D", "-f", "-qq", "-o", "/dev/null"]).args(options);
     let calls: Vec<_> = answers.iter().map(|answer| answer.split(':').next().unwrap()).collect();
     command.args(["-e", &format!("trace={}", calls.join(","))]);
     for answer in answers {
