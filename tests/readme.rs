@@ -108,7 +108,9 @@ fn each_everyday_example_does_what_it_says() {
     place.same("big.iso", "inbox/big.iso");
     let v6 = "client --to '[2001:db8::1]:9000' --retry 10m x";
     place.run(v6, "", &[("'[2001:db8::1]:9000'", &address)]).assert_code(0);
-    let mut board = place.start("client --to host --nick b7 --dir /data --stay", "", &[host[0], ("/data", "data")]);
+    // In the shell's place, so that the signal at the end is for it.
+    let stays = [host[0], ("/data", "data"), ("client", "exec client")];
+    let mut board = place.start("client --to host --nick b7 --dir /data --stay", "", &stays);
     let mut ann = place.start("client --to host --nick ann", "", &host);
     ann.wait_stderr(|line| line.contains("b7 joined") || line == "you are ann");
     place.run("client --to host --for ann --text \"come home\"", "", &host).assert_code(0);
@@ -117,7 +119,7 @@ fn each_everyday_example_does_what_it_says() {
     board.wait_stdout(|line| line == "ann: hello");
     ann.close_stdin();
     ann.wait().assert_code(0);
-    board.signal(Signal::TERM);
+    end(board);
     end(server);
 
     let (server, address) = place.serve("server --dir inbox --share pub", "");
