@@ -242,6 +242,39 @@ fn a_server_has_a_console() {
 }
 
 #[test]
+fn a_server_in_the_background_leaves_the_keys_to_the_shell_and_goes_on() {
+    let terminal = Terminal::new();
+    terminal.line(&format!("clear; {BINARY} server --listen 127.0.0.1:0 &"));
+    let screen = terminal.shows("the port", |screen| screen.contains("listening on 127.0.0.1:"));
+    let (_, port) = screen.split_once("listening on ").unwrap();
+    let port = port.split_whitespace().next().unwrap();
+    // Whoever reads here now is stopped (SIGTTIN), and so is all else that it does.
+    for number in 0..5 {
+        terminal.line(&format!("echo typed-{number}"));
+        terminal.shows_row(&format!("typed-{number}"));
+    }
+    client(&["--to", port, "--nick", "job", "--text", "hello"]).assert_code(0);
+    terminal.shows("the text", |screen| screen.contains("job: hello"));
+    terminal.line("clear; jobs");
+    terminal.shows("the job", |screen| screen.contains("Running") && screen.ends_with('$'));
+    terminal.line("clear; fg");
+    terminal.shows("the job", |screen| screen.replace('\n', "").contains("postwire server"));
+    terminal.line("/help");
+    terminal.shows("the help", |screen| screen.contains("/kick NICK"));
+    terminal.key("C-z");
+    terminal.shows("the shell", |screen| screen.ends_with('$') && screen.contains("Stopped"));
+    terminal.line("clear; bg");
+    terminal.line("echo typed");
+    terminal.shows_row("typed");
+    client(&["--to", port, "--nick", "job", "--text", "again"]).assert_code(0);
+    terminal.shows("the text", |screen| screen.contains("job: again"));
+    terminal.line("clear; fg");
+    terminal.shows("the job", |screen| screen.replace('\n', "").contains("postwire server"));
+    terminal.key("C-c");
+    terminal.is_sane_after(130);
+}
+
+#[test]
 fn one_line_tells_how_far_the_files_are() {
     let scratch = Scratch::new();
     let inbox = scratch.directory("inbox");
