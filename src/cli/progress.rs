@@ -92,14 +92,16 @@ impl Progress {
     }
 
     fn stored(&mut self, receipt: &Receipt) {
-        self.open.remove(&(receipt.direction == Direction::Incoming, receipt.transfer));
+        let open = self.open.remove(&(receipt.direction == Direction::Incoming, receipt.transfer));
         if receipt.kind == Kind::Directory {
             return;
         }
+        // A receipt counts what travelled on the last connection; this run may have had others before.
+        let resumed = open.map_or(u64::MAX, |open| open.held).min(receipt.resumed_bytes);
         self.files_done += 1;
         self.files_already += usize::from(receipt.already);
         self.bytes_done += receipt.bytes;
-        self.bytes_resumed += if receipt.already { receipt.bytes } else { receipt.resumed_bytes };
+        self.bytes_resumed += if receipt.already { receipt.bytes } else { resumed };
         self.name = escape(&receipt.name);
         self.is_cut_off = false;
     }
@@ -172,13 +174,11 @@ impl Progress {
         }
         let travelled = self.bytes_done.saturating_sub(self.bytes_resumed);
         let plural = if self.files_done == 1 { "" } else { "s" };
-        let mut line = format!(
-            "{} file{plural}, {} bytes in {:.1} s, {}/s",
-            self.files_done,
-            self.bytes_done,
-            took.as_secs_f64(),
-            units::show_size(per_second(travelled, took))
-        );
+        let seconds = took.as_secs_f64();
+        let mut line = format!("{} file{plural}, {} bytes in {seconds:.1} s", self.files_done, self.bytes_done);
+        if travelled > 0 {
+            line.push_str(&format!(", {}/s", units::show_size(per_second(travelled, took))));
+        }
         if self.files_already > 0 {
             line.push_str(&format!(", {} already there", self.files_already));
         }
@@ -274,6 +274,31 @@ mod tests {
         progress.hear(&stored(1, 1000, 900), now + Duration::from_secs(2));
         let summary = progress.summary(now + Duration::from_secs(2)).unwrap();
         assert_eq!(summary, "1 file, 1000 bytes in 2.0 s, 50 B/s, 900 bytes were there");
+    }
+
+    #[test]
+    fn what_travelled_before_a_break_of_this_run_counts_for_its_rate() {
+        let now = Instant::now();
+        let mut progress = Progress::new(Some(1), Some(1000), now);
+        progress.hear(&heard(1, "a", 0, 1000), now);
+        progress.hear(&heard(1, "a", 500, 1000), now);
+        progress.hear(&Event::Retrying { error: postwire::Error::Closed, after: Duration::ZERO }, now);
+        progress.hear(&heard(1, "a", 400, 1000), now);
+        progress.hear(&stored(1, 1000, 400), now);
+        let summary = progress.summary(now + Duration::from_secs(2)).unwrap();
+        assert_eq!(summary, "1 file, 1000 bytes in 2.0 s, 500 B/s");
+    }
+
+    #[test]
+    fn what_did_not_travel_has_no_rate() {
+        let now = Instant::now();
+        let mut progress = Progress::new(Some(2), Some(20), now);
+        let Event::Sent(receipt) = stored(1, 10, 0) else { panic!() };
+        for transfer in 1..=2 {
+            progress.hear(&Event::Sent(Receipt { transfer, already: true, ..receipt.clone() }), now);
+        }
+        let summary = progress.summary(now + Duration::from_secs(2)).unwrap();
+        assert_eq!(summary, "2 files, 20 bytes in 2.0 s, 2 already there, 20 bytes were there");
     }
 
     #[test]
