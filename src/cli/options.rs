@@ -124,7 +124,7 @@ pub const TABLE: &[Row] = &[
         "retry",
         "TIME",
         "a time such as 90s or 10m, 0, or forever",
-        "give up after TIME without progress; 0; forever",
+        "give up after TIME without progress; 0: never try again; forever: never give up, but for a refusal (the first connection once, a broken one 30s)",
     ),
     valued(CLIENT, "connect-timeout", "TIME", TIME, "one try to connect (30s)"),
     valued(
