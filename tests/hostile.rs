@@ -12,14 +12,15 @@
 mod common;
 
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
+use common::raw::{bytes, hello, peer, Frames};
 use common::{client, client_spawn, Scratch, Server};
 use postwire::wire::{
-    CancelReason, Chunk, Decoder, Entry, Frame, Message, Offer, Peer, Presence, Receipt, RunId, Subject, Text, Time,
+    CancelReason, Chunk, Decoder, Entry, Frame, Message, Offer, Presence, Receipt, RunId, Subject, Text, Time,
 };
 use postwire::{Goodbye, Nickname, Refusal};
 
@@ -37,30 +38,6 @@ enum Answer {
 }
 
 const VIOLATION: Answer = Answer::Refused(Refusal::Protocol);
-
-fn bytes(messages: &[Message]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    messages.iter().for_each(|message| message.encode(&mut bytes));
-    bytes
-}
-
-fn hello() -> Message {
-    Message::Hello { version_low: 1, version_high: 1, mode: 0 }
-}
-
-fn peer(number: u8) -> Message {
-    Message::Peer(Peer {
-        run: RunId([number; 16]),
-        in_room: false,
-        takes_files: true,
-        relays: false,
-        text_bytes: 65_536,
-        text_window_bytes: 262_144,
-        chunk_bytes: 262_144,
-        offers: 4096,
-        nickname: None,
-    })
-}
 
 fn offer(transfer: u32, size: u64, path: &[u8]) -> Offer {
     let mtime = Time { seconds: 1, nanoseconds: 0 };
@@ -257,7 +234,7 @@ fn answer(address: &str, number: u8, said: &[u8]) -> Answer {
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     stream.write_all(&bytes(&[hello(), peer(number)])).unwrap();
     let mut decoder = Decoder::for_client();
-    let mut frames = Frames { stream: stream.try_clone().unwrap(), buffer: Vec::new() };
+    let mut frames = Frames::of(&stream);
     for _ in 0..3 {
         assert!(matches!(frames.next(&mut decoder), Some(Frame::Message(_))), "the hello");
     }
@@ -282,31 +259,6 @@ fn answer(address: &str, number: u8, said: &[u8]) -> Answer {
             }
             Some(Frame::Message(Message::Pong(78))) => return Answer::Nothing,
             Some(_) => {}
-        }
-    }
-}
-
-struct Frames {
-    stream: TcpStream,
-    buffer: Vec<u8>,
-}
-
-impl Frames {
-    /// The next frame; `None` after the end.
-    fn next(&mut self, decoder: &mut Decoder) -> Option<Frame> {
-        loop {
-            let (taken, frame) = decoder.decode(&self.buffer).unwrap();
-            self.buffer.drain(..taken);
-            if frame.is_some() {
-                return frame;
-            }
-            let mut piece = [0; 4096];
-            match self.stream.read(&mut piece) {
-                Ok(0) => return None,
-                Ok(count) => self.buffer.extend_from_slice(&piece[..count]),
-                Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
-                Err(error) => panic!("no answer: {error}"),
-            }
         }
     }
 }
@@ -423,7 +375,7 @@ fn each_lie_to_a_client_ends_its_run_with_a_clear_line() {
             stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
             let named = Message::Named(Nickname::parse(b"c1").unwrap());
             stream.write_all(&bytes(&[Message::Welcome { version: 1, mode: 0 }, peer(2), named])).unwrap();
-            let mut frames = Frames { stream: stream.try_clone().unwrap(), buffer: Vec::new() };
+            let mut frames = Frames::of(&stream);
             let mut decoder = Decoder::for_server();
             while !matches!(frames.next(&mut decoder), Some(Frame::Message(Message::Offer(_)))) {
                 decoder.hello_complete();
@@ -454,7 +406,7 @@ fn a_client_in_the_room_takes_no_flood_and_no_file_it_has_no_place_for() {
         stream.write_all(&bytes(&vec![named.clone(); 10])).unwrap();
     }
     stream.write_all(&bytes(&[Message::Offer(offer(1, 5, b"x"))])).unwrap();
-    let mut frames = Frames { stream: stream.try_clone().unwrap(), buffer: Vec::new() };
+    let mut frames = Frames::of(&stream);
     let mut decoder = Decoder::for_server();
     let refused = loop {
         match frames.next(&mut decoder).expect("an answer to the offer") {

@@ -12,8 +12,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 use std::thread;
 
+use common::raw::{bytes, peer};
 use common::{client, Run, Running, Scratch, Server, BINARY, DEADLINE};
-use postwire::wire::{Message, Peer, RunId, Subject};
+use postwire::wire::{Message, Subject};
 use postwire::Refusal;
 
 fn postwire(arguments: &[&str], environment: &[(&str, &str)], input: &[u8]) -> Run {
@@ -108,16 +109,10 @@ fn plain_and_keyed() -> impl Iterator<Item = bool> {
     [false, true].into_iter().filter(|has_key| !has_key || cfg!(feature = "encrypt"))
 }
 
-fn encoded(messages: &[Message]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    messages.iter().for_each(|message| message.encode(&mut bytes));
-    bytes
-}
-
 fn says_to(server: &Server, messages: &[Message]) -> TcpStream {
     let mut stream = TcpStream::connect(server.address()).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    stream.write_all(&encoded(messages)).unwrap();
+    stream.write_all(&bytes(messages)).unwrap();
     stream
 }
 
@@ -146,7 +141,7 @@ fn a_server_refuses_versions_and_modes_that_it_does_not_speak() {
             stream.read_to_end(&mut answer).unwrap();
             assert_eq!(
                 answer,
-                encoded(&[Message::Refused { subject: Subject::Connection, refusal }]),
+                bytes(&[Message::Refused { subject: Subject::Connection, refusal }]),
                 "versions {version_low} to {version_high}, mode {mode}: {refusal:?} alone"
             );
             // It waits a moment for who was refused to go, then tells.
@@ -154,20 +149,9 @@ fn a_server_refuses_versions_and_modes_that_it_does_not_speak() {
             server.wait_stderr(|line| line.starts_with("refused 127.0.0.1:") && line.contains(says));
         }
         // One that speaks ours among others is welcome, whatever it says next.
-        let peer = Message::Peer(Peer {
-            run: RunId([1; 16]),
-            in_room: false,
-            takes_files: false,
-            relays: false,
-            text_bytes: 65_536,
-            text_window_bytes: 262_144,
-            chunk_bytes: 262_144,
-            offers: 1,
-            nickname: None,
-        });
         let hello = Message::Hello { version_low: 0, version_high: u16::MAX, mode };
-        let mut stream = says_to(&server, &[hello, peer]);
-        let welcome = encoded(&[Message::Welcome { version: 1, mode }]);
+        let mut stream = says_to(&server, &[hello, peer(1)]);
+        let welcome = bytes(&[Message::Welcome { version: 1, mode }]);
         let mut answer = vec![0; welcome.len()];
         stream.read_exact(&mut answer).unwrap();
         assert_eq!(answer, welcome);
@@ -193,7 +177,7 @@ fn a_client_tells_what_a_server_does_not_speak() {
             let address = listener.local_addr().unwrap().to_string();
             let other = thread::spawn(move || {
                 let (mut stream, _) = listener.accept().unwrap();
-                stream.write_all(&encoded(&[answer])).unwrap();
+                stream.write_all(&bytes(&[answer])).unwrap();
                 let _ = stream.read_to_end(&mut Vec::new());
                 listener
             });

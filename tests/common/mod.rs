@@ -6,6 +6,7 @@
 #![allow(clippy::print_stderr)]
 
 mod files;
+pub mod raw;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
