@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-pub(crate) use hello::{greet_as_client, greet_as_server, refuse, welcome};
+pub(crate) use hello::{greet_as_client, greet_as_server, refuse, refuse_at_once, welcome};
 pub(crate) use mailbox::{Mailbox, MailboxContext, TextReport};
 pub(crate) use reader::FrameReader;
 
