@@ -91,27 +91,30 @@ impl<J: Send + 'static> Worker<J> {
     /// # Errors
     /// The system can't start a thread; the job is dropped.
     pub(crate) fn push(&self, job: J) -> io::Result<()> {
+        self.try_push(job).map_err(|(error, _)| error)
+    }
+
+    /// The same, or does the job at once on the calling thread when no other can be started.
+    pub(crate) fn push_or_do(&self, job: J) {
+        if let Err((_, job)) = self.try_push(job) {
+            (self.shared.run)(vec![job]);
+        }
+    }
+
+    /// The job comes back without a lock held, as its end may call out.
+    fn try_push(&self, job: J) -> Result<(), (io::Error, J)> {
         let mut queue = self.shared.queue.take();
+        if !queue.has_thread {
+            let shared = Arc::clone(&self.shared);
+            if let Err(error) = spawn(self.shared.name, move || shared.work()) {
+                return Err((error, job));
+            }
+            queue.has_thread = true;
+        }
         queue.jobs.push_back(job);
-        if queue.has_thread {
-            drop(queue);
-            self.shared.wake.notify_one();
-            return Ok(());
-        }
-        let shared = Arc::clone(&self.shared);
-        match spawn(self.shared.name, move || shared.work()) {
-            Ok(_) => {
-                queue.has_thread = true;
-                Ok(())
-            }
-            Err(error) => {
-                let job = queue.jobs.pop_back();
-                // A job's end may call out, which no lock is held for.
-                drop(queue);
-                drop(job);
-                Err(error)
-            }
-        }
+        drop(queue);
+        self.shared.wake.notify_one();
+        Ok(())
     }
 }
 

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use rustix::net::{bind, connect, socket, AddressFamily, SocketType};
 use rustix::process::{geteuid, getrlimit, prlimit, Pid, Resource, Rlimit};
 
-use common::{assert_same_file, client, client_spawn, Running, Scratch, Server, Signal, BINARY};
+use common::{assert_same_file, client, client_spawn, until, Running, Scratch, Server, Signal, BINARY};
 use postwire::config::{STRANGERS_MAX, STRANGERS_PER_ADDRESS_MAX};
 use postwire::wire::{Decoder, Frame, Message, Subject};
 use postwire::Refusal;
@@ -191,7 +191,16 @@ fn without_a_thread_for_it_a_client_is_told_so_and_the_others_stay() {
     let Some((mut server, address)) = server_of_another_user(64_322, 4000, &scratch) else { return };
     let mut ann = client_spawn(&["--to", &address, "--nick", "ann"]);
     server.wait_stderr(|line| line == "ann joined");
+    // What has arrived when the threads run out is stored all the same.
+    let large = scratch.file("large", 1_200_000, 2);
+    let mut sender = client_spawn(&["--to", &address, "--limit-rate", "600k", "--file", &large]);
+    until("data in the inbox", || {
+        let has_data = |entry: fs::DirEntry| entry.metadata().is_ok_and(|metadata| metadata.len() > 0);
+        fs::read_dir(scratch.path("inbox")).unwrap().flatten().any(has_data).then_some(())
+    });
     limit_processes(64_322, server.pid(), 1);
+    // A disk thread that found nothing to do for a moment ended, and the connection with it: then the next one has to wait.
+    sender.ends_within(Duration::from_secs(5));
     let file = scratch.file("f", 300_000, 1);
     let run = client(&["--to", &address, "--text", "now"]);
     run.assert_code(7).assert(run.stderr.contains("too many connections"), "it is told why");
@@ -202,6 +211,8 @@ fn without_a_thread_for_it_a_client_is_told_so_and_the_others_stay() {
     ann.type_line("still here");
     server.wait_stdout(|line| line == "ann: still here");
     limit_processes(64_322, server.pid(), 4000);
+    sender.wait().assert_code(0);
+    assert_same_file(&large, scratch.path("inbox/large"));
     later.wait().assert_code(0);
     assert_same_file(&file, scratch.path("inbox/f"));
     ann.close_stdin();
