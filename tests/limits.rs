@@ -83,14 +83,18 @@ fn texts(stdout: &str) -> (usize, usize) {
     (texts.len(), all)
 }
 
+fn with_64_descriptors() -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 64; exec \"$@\"", "sh", BINARY]);
+    command
+}
+
 #[test]
 fn two_hundred_clients_at_once_are_served_by_a_server_with_64_descriptors() {
     let _alone = alone();
     let scratch = Scratch::new();
     let inbox = scratch.directory("inbox");
-    let mut command = Command::new("sh");
-    command.args(["-c", "ulimit -n 64; exec \"$@\"", "sh", BINARY]);
-    let mut server = Server::start_by(command, &["--dir", &inbox]);
+    let mut server = Server::start_by(with_64_descriptors(), &["--dir", &inbox]);
     server.wait_stderr(|line| line.starts_with("takes ") && line.ends_with("for want of open files (ulimit -n)"));
     crowd(&server.address(), 200, &scratch, &inbox);
     let started = Instant::now();
@@ -101,6 +105,26 @@ fn two_hundred_clients_at_once_are_served_by_a_server_with_64_descriptors() {
     let run = server.terminate();
     run.assert_code(0);
     assert_eq!(texts(&run.stdout), (200, 200));
+}
+
+#[test]
+fn hundreds_of_small_files_of_many_chunks_need_few_descriptors_on_either_side() {
+    let _alone = alone();
+    let scratch = Scratch::new();
+    let inbox = scratch.directory("inbox");
+    // So little memory makes small chunks: each file takes two of them.
+    let mut server = Server::start_by(with_64_descriptors(), &["--dir", &inbox, "--max-memory", "2M", "--no-fsync"]);
+    server.wait_stderr(|line| line.ends_with("for want of open files (ulimit -n)"));
+    for number in 0..300 {
+        scratch.file(&format!("tree/f{number}"), 100_000, number + 1);
+    }
+    let mut command = with_64_descriptors();
+    command.args(["client", "-q", "--to", &server.address(), "--file", &scratch.path("tree")]);
+    Running::spawn(command).wait().assert_code(0);
+    for number in 0..300 {
+        assert_same_file(scratch.path(&format!("tree/f{number}")), format!("{inbox}/tree/f{number}"));
+    }
+    server.terminate().assert_code(0);
 }
 
 #[test]

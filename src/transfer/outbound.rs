@@ -505,6 +505,10 @@ impl Outbound {
             return Err(Error::SourceChanged { path });
         }
         sending.grew = grew;
+        if small {
+            // Thousands may wait for their receipts; a REPAIR opens it again.
+            sending.source = None;
+        }
         sending.finished();
         Message::Finish { transfer: number, size, crc, grew }.encode(out);
         Ok(())
@@ -794,7 +798,8 @@ impl State {
             || self.sending.iter().any(|id| self.files.get(id).is_some_and(|file| file.step(length_max).is_some()))
     }
 
-    /// The next piece of work: offers first, so that small files share a round trip; then the transfers in turn.
+    /// The next piece of work: offers first, so that small files share a round trip; then the transfers in turn, each with
+    /// one chunk, or a small file with all of them.
     fn pick(&mut self) -> Option<Work> {
         let link = self.link.as_ref()?;
         let length_max = link.length_max();
@@ -822,7 +827,12 @@ impl State {
             match file.step(length_max) {
                 Some(Step::Chunk { offset, length }) => {
                     let Some(source) = file.opening() else { continue };
-                    self.sending.push_back(id);
+                    // A small file keeps its turn to its end: each that is begun holds descriptors on both sides.
+                    if file.is_small() {
+                        self.sending.push_front(id);
+                    } else {
+                        self.sending.push_back(id);
+                    }
                     return Some(Work::Chunk { number, id, offset, length, source });
                 }
                 // It leaves the turn; a REPAIR brings it back.
