@@ -9,8 +9,8 @@ use std::path::Path;
 use rustix::process::{getrlimit, Resource};
 
 use crate::config::{
-    COMMITS_MAX, DESCRIPTORS_OWN, DESCRIPTORS_PER_CLIENT, MAPS_OWN, MAPS_PER_THREAD, STRANGERS_LEAST, STRANGERS_MAX,
-    STRANGERS_PER_ADDRESS_MAX, THREADS_OWN, THREADS_PER_CLIENT,
+    COMMITS_MAX, DESCRIPTORS_OWN, DESCRIPTORS_PER_CLIENT, DESCRIPTORS_PER_COMMIT, MAPS_OWN, MAPS_PER_THREAD,
+    STRANGERS_LEAST, STRANGERS_MAX, STRANGERS_PER_ADDRESS_MAX, THREADS_OWN, THREADS_PER_CLIENT,
 };
 
 /// See the module.
@@ -40,9 +40,10 @@ impl Capacity {
         let threads = threads.saturating_sub(THREADS_OWN);
         let mapped = mapped.saturating_sub(THREADS_OWN);
         let strangers = STRANGERS_MAX.min(descriptors.min(threads).min(mapped) / 4).max(1);
-        let commits = COMMITS_MAX.min(descriptors / 8).max(1);
+        let commits = COMMITS_MAX.min(descriptors / 8 / DESCRIPTORS_PER_COMMIT).max(1);
+        let apart = strangers + commits * DESCRIPTORS_PER_COMMIT;
         let carried = [
-            ("open files (ulimit -n)", descriptors.saturating_sub(strangers + commits) / DESCRIPTORS_PER_CLIENT),
+            ("open files (ulimit -n)", descriptors.saturating_sub(apart) / DESCRIPTORS_PER_CLIENT),
             ("processes (ulimit -u)", threads.saturating_sub(strangers) / THREADS_PER_CLIENT),
             ("memory maps (vm.max_map_count)", mapped.saturating_sub(strangers) / THREADS_PER_CLIENT),
         ];
@@ -96,7 +97,8 @@ mod tests {
                 let fits = Capacity::within(descriptors, threads, mapped, 1 << 20);
                 assert!(fits.clients >= 1 && fits.strangers >= 1 && fits.commits >= 1, "{fits:?}");
                 assert!((1..=fits.strangers).contains(&fits.strangers_per_address), "{fits:?}");
-                let held = DESCRIPTORS_OWN + fits.clients * DESCRIPTORS_PER_CLIENT + fits.strangers + fits.commits;
+                let held = DESCRIPTORS_OWN + fits.clients * DESCRIPTORS_PER_CLIENT;
+                let held = held + fits.strangers + fits.commits * DESCRIPTORS_PER_COMMIT;
                 let running = THREADS_OWN + fits.clients * THREADS_PER_CLIENT + fits.strangers;
                 // Below that nothing fits, and one connection is tried.
                 if short >= 64 {

@@ -64,6 +64,9 @@ pub const REPAIRS_MAX: usize = 256;
 pub const DAMAGED_CHUNKS_MAX: u32 = 1000;
 /// Larger files open at once on a connection; more wait as offers.
 pub const OPEN_TRANSFERS_MAX: usize = 4;
+/// Small files begun and not complete on a connection: each holds descriptors. Senders have one begun, and a few more where
+/// chunks were damaged.
+pub const SMALL_FILES_BEGUN_MAX: usize = 16;
 /// Room is taken from the file system this far ahead: all at once costs 0.1 s a GiB.
 pub const FALLOCATE_BYTES: u64 = 64 * 1024 * 1024;
 /// A file that arrives is synced this often, so that the last sync and the loss at a power cut stay short.
@@ -190,8 +193,10 @@ pub const STRANGERS_MAX: usize = 256;
 pub const STRANGERS_PER_ADDRESS_MAX: usize = 64;
 /// One address may always have so many of them, however few there may be: many run several clients.
 pub const STRANGERS_LEAST: usize = 4;
-/// Files between their last byte and their receipt, in the whole process: each holds a descriptor.
+/// Files between their last byte and their receipt, in the whole process.
 pub const COMMITS_MAX: usize = 256;
+/// Descriptors of each: its own, and its directory's.
+pub const DESCRIPTORS_PER_COMMIT: usize = 2;
 /// Runs whose last text is remembered (PROTOCOL 4.3).
 pub const RUNS_REMEMBERED: usize = 4096;
 /// How long a run's last text, and what waits for a run that broke off, is remembered.
@@ -352,9 +357,12 @@ impl Default for Config {
 /// The descriptors that a server with this [`Config::max_clients`] needs (`RLIMIT_NOFILE`).
 #[must_use]
 pub fn descriptors_for(max_clients: usize) -> usize {
-    let own = DESCRIPTORS_OWN + STRANGERS_MAX + COMMITS_MAX;
+    let own = DESCRIPTORS_OWN + STRANGERS_MAX + COMMITS_MAX * DESCRIPTORS_PER_COMMIT;
     // Of what is few a quarter is for strangers, and an eighth for commits: both have all they may have.
-    max_clients.saturating_mul(DESCRIPTORS_PER_CLIENT).saturating_add(own).max(DESCRIPTORS_OWN + 8 * COMMITS_MAX)
+    max_clients
+        .saturating_mul(DESCRIPTORS_PER_CLIENT)
+        .saturating_add(own)
+        .max(DESCRIPTORS_OWN + 8 * COMMITS_MAX * DESCRIPTORS_PER_COMMIT)
 }
 
 /// The block of a file of `size_bytes`: 256 KiB, doubled until there are at most 262,144 (PROTOCOL 5.3).

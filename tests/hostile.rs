@@ -18,6 +18,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::{client, client_spawn, Scratch, Server};
+use postwire::config::SMALL_FILES_BEGUN_MAX;
 use postwire::wire::{
     CancelReason, Chunk, Decoder, Entry, Frame, Message, Offer, Peer, Presence, Receipt, RunId, Subject, Text, Time,
 };
@@ -253,15 +254,7 @@ fn raw(frame_type: u8, fixed: &[u8], tail: &[u8]) -> Vec<u8> {
 
 /// Says `said` after a good hello, then PING; gives what came of it.
 fn answer(address: &str, number: u8, said: &[u8]) -> Answer {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    stream.write_all(&bytes(&[hello(), peer(number)])).unwrap();
-    let mut decoder = Decoder::for_client();
-    let mut frames = Frames { stream: stream.try_clone().unwrap(), buffer: Vec::new() };
-    for _ in 0..3 {
-        assert!(matches!(frames.next(&mut decoder), Some(Frame::Message(_))), "the hello");
-    }
-    decoder.hello_complete();
+    let (mut stream, mut frames, mut decoder) = session(address, &peer(number));
     // The other side may end before it has heard it all.
     let _ = stream.write_all(said).and_then(|()| stream.write_all(&bytes(&[Message::Ping(77)])));
     let mut asked_again = false;
@@ -284,6 +277,20 @@ fn answer(address: &str, number: u8, said: &[u8]) -> Answer {
             Some(_) => {}
         }
     }
+}
+
+/// A connection after a good hello.
+fn session(address: &str, peer: &Message) -> (TcpStream, Frames, Decoder) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.write_all(&bytes(&[hello(), peer.clone()])).unwrap();
+    let mut decoder = Decoder::for_client();
+    let mut frames = Frames { stream: stream.try_clone().unwrap(), buffer: Vec::new() };
+    for _ in 0..3 {
+        assert!(matches!(frames.next(&mut decoder), Some(Frame::Message(_))), "the hello");
+    }
+    decoder.hello_complete();
+    (stream, frames, decoder)
 }
 
 struct Frames {
@@ -372,6 +379,46 @@ fn a_good_session_may_end_at_any_byte() {
     let run = server.terminate();
     run.assert_code(0).assert(!run.stderr.contains("panicked"), "nobody panicked");
     assert!(run.stdout.lines().filter(|line| line.ends_with(": x")).count() <= 1, "one run's text comes once");
+}
+
+#[test]
+fn small_files_that_are_begun_and_left_hold_few_descriptors() {
+    const FILES: u32 = 200;
+    let scratch = Scratch::new();
+    let server = Server::start(&["--dir", &scratch.directory("inbox"), "--no-fsync"]);
+    let descriptors = || fs::read_dir(format!("/proc/{}/fd", server.pid().as_raw_nonzero())).unwrap().count();
+    let (mut stream, mut frames, mut decoder) = session(&server.address(), &peer(1));
+    let mut message = || match frames.next(&mut decoder) {
+        Some(Frame::Message(message)) => message,
+        other => panic!("{other:?}"),
+    };
+    let offers: Vec<Message> = (1..=FILES).map(|n| Message::Offer(offer(n, 10, format!("f{n}").as_bytes()))).collect();
+    stream.write_all(&bytes(&offers)).unwrap();
+    let answered = (0..FILES).filter(|_| matches!(message(), Message::Send { .. })).count();
+    assert_eq!(u32::try_from(answered), Ok(FILES));
+    let before = descriptors();
+    // Half of each.
+    let halves: Vec<Message> = (1..=FILES).map(|number| chunk(number, 0, b"12345")).collect();
+    stream.write_all(&bytes(&halves)).unwrap();
+    let mut asked_again = Vec::new();
+    let mut acknowledged = Vec::new();
+    while acknowledged.len() < usize::try_from(FILES).unwrap() {
+        match message() {
+            Message::Repair { transfer, offset: 0, length: 5 } => asked_again.push(transfer),
+            Message::Ack { transfer, received: 5, .. } => acknowledged.push(transfer),
+            other => panic!("{other:?}"),
+        }
+    }
+    let begun = u32::try_from(SMALL_FILES_BEGUN_MAX).unwrap();
+    assert_eq!(asked_again, (begun + 1..=FILES).collect::<Vec<_>>());
+    assert!(descriptors() <= before + 2 * SMALL_FILES_BEGUN_MAX, "{before}, then {}", descriptors());
+    // The first is sent to its end: now the next has a place.
+    let rest = [chunk(1, 5, b"67890"), Message::Finish { transfer: 1, size: 10, crc: 1, grew: false }];
+    stream.write_all(&bytes(&rest)).unwrap();
+    while !matches!(message(), Message::Refused { subject: Subject::Transfer(1), refusal: Refusal::Damaged }) {}
+    stream.write_all(&bytes(&[chunk(begun + 1, 0, b"12345"), chunk(begun + 2, 0, b"12345")])).unwrap();
+    assert!(matches!(message(), Message::Ack { received: 10, .. }), "taken");
+    assert_eq!(message(), Message::Repair { transfer: begun + 2, offset: 0, length: 5 });
 }
 
 /// What a server says after a good hello, to a client that sends a file.
