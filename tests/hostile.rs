@@ -18,7 +18,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::{client, client_spawn, Scratch, Server};
-use postwire::config::SMALL_FILES_BEGUN_MAX;
+use postwire::config::{OPEN_TRANSFERS_MAX, SMALL_FILES_BEGUN_MAX};
 use postwire::wire::{
     CancelReason, Chunk, Decoder, Entry, Frame, Message, Offer, Peer, Presence, Receipt, RunId, Subject, Text, Time,
 };
@@ -379,6 +379,36 @@ fn a_good_session_may_end_at_any_byte() {
     let run = server.terminate();
     run.assert_code(0).assert(!run.stderr.contains("panicked"), "nobody panicked");
     assert!(run.stdout.lines().filter(|line| line.ends_with(": x")).count() <= 1, "one run's text comes once");
+}
+
+#[test]
+fn a_client_may_ask_for_the_data_of_four_larger_files_at_once() {
+    let scratch = Scratch::new();
+    for number in 0..6 {
+        scratch.file(&format!("share/d/f{number}"), 300_000, number);
+    }
+    let server = Server::start(&["--share", &scratch.path("share")]);
+    for (asked, is_too_much) in [(OPEN_TRANSFERS_MAX, false), (OPEN_TRANSFERS_MAX + 1, true)] {
+        let (mut stream, mut frames, mut decoder) = session(&server.address(), &peer(u8::try_from(asked).unwrap()));
+        let mut message = || match frames.next(&mut decoder) {
+            Some(Frame::Message(message)) => message,
+            other => panic!("{other:?}"),
+        };
+        stream.write_all(&bytes(&[Message::Get { request: 1, path: b"d".to_vec() }])).unwrap();
+        let mut numbers = Vec::new();
+        while numbers.len() < 6 {
+            let Message::Offer(offer) = message() else { panic!("no offer") };
+            numbers.push(offer.transfer);
+        }
+        let send = |&transfer| Message::Send { transfer, have: 0, credit: 0 };
+        stream.write_all(&bytes(&numbers.iter().take(asked).map(send).collect::<Vec<_>>())).unwrap();
+        stream.write_all(&bytes(&[Message::Ping(1)])).unwrap();
+        match message() {
+            Message::Pong(1) => assert!(!is_too_much),
+            Message::Refused { subject: Subject::Connection, refusal: Refusal::Protocol } => assert!(is_too_much),
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 #[test]

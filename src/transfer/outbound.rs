@@ -13,7 +13,8 @@ use super::pace::Pace;
 use super::window::Window;
 use super::{Direction, Kind, Report, TransferFailure, TransferId, TransferIds};
 use crate::config::{
-    block_bytes, BLOCK_BYTES_LEAST, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, REQUESTS_MAX, SUMS_PER_FRAME, TREE_STEP,
+    block_bytes, BLOCK_BYTES_LEAST, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, OPEN_TRANSFERS_MAX, REQUESTS_MAX,
+    SUMS_PER_FRAME, TREE_STEP,
 };
 use crate::error::{Error, Refusal, Result};
 use crate::name::SafePath;
@@ -547,6 +548,13 @@ impl Outbound {
             link.credit = credit;
             link.unanswered = link.unanswered.saturating_sub(1);
         }
+        let is_large = |file: &Outgoing| !file.is_small() && !file.is_directory();
+        let is_open = |file: &&Outgoing| is_large(file) && matches!(file.phase, Phase::Sending(_));
+        if state.files.get(&id).is_some_and(is_large)
+            && state.files.values().filter(is_open).count() >= OPEN_TRANSFERS_MAX
+        {
+            return Err(Error::violation("5.4", "more larger files at once than a receiver may have open"));
+        }
         let Some(file) = state.files.get_mut(&id) else { return Ok(()) };
         match file.begin(have) {
             Ok(()) => {}
@@ -595,6 +603,9 @@ impl Outbound {
             let first_block = u32::try_from(index).unwrap_or(u32::MAX);
             let mut crcs = Vec::new();
             while index < blocks && crcs.len() < SUMS_PER_FRAME {
+                if self.state.take().epoch != epoch {
+                    return Ok(());
+                }
                 let crc = source.block_crc(index, &mut buffer)?;
                 whole = super::combine_crc(whole, crc, block.min(have - index * block));
                 crcs.push(crc);
