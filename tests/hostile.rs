@@ -14,11 +14,12 @@ mod common;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{client, client_spawn, Scratch, Server};
-use postwire::config::{OPEN_TRANSFERS_MAX, SMALL_FILES_BEGUN_MAX};
+use common::{client, client_spawn, until, Scratch, Server};
+use postwire::config::{OPEN_TRANSFERS_MAX, OUTBOX_BYTES_MAX, SMALL_FILES_BEGUN_MAX, TEXT_WINDOW_BYTES};
 use postwire::wire::{
     CancelReason, Chunk, Decoder, Entry, Frame, Message, Offer, Peer, Presence, Receipt, RunId, Subject, Text, Time,
 };
@@ -379,6 +380,59 @@ fn a_good_session_may_end_at_any_byte() {
     let run = server.terminate();
     run.assert_code(0).assert(!run.stderr.contains("panicked"), "nobody panicked");
     assert!(run.stdout.lines().filter(|line| line.ends_with(": x")).count() <= 1, "one run's text comes once");
+}
+
+/// Says who it is, as one that joins the room.
+fn member(number: u8) -> Message {
+    let Message::Peer(peer) = peer(number) else { unreachable!() };
+    Message::Peer(Peer { in_room: true, ..peer })
+}
+
+#[test]
+fn readers_that_stall_are_cut_off_and_the_others_hear_everything() {
+    const READERS: u8 = 90;
+    const STALLED: u8 = 10;
+    // More than waits for anybody, in texts of which two are less than a slow reader may leave for long.
+    const TEXTS: usize = OUTBOX_BYTES_MAX / TEXT_BYTES + 4;
+    const TEXT_BYTES: usize = 60_000;
+    let mut server = Server::start(&[]);
+    let stalled: Vec<_> = (0..STALLED).map(|number| session(&server.address(), &member(number + 200))).collect();
+    let address = server.address();
+    let heard: Vec<AtomicUsize> = (0..READERS).map(|_| AtomicUsize::new(0)).collect();
+    thread::scope(|scope| {
+        for (number, heard) in (0..READERS).zip(&heard) {
+            let address = &address;
+            scope.spawn(move || {
+                let (mut stream, mut frames, mut decoder) = session(address, &member(number));
+                for count in 1..=TEXTS {
+                    let text = loop {
+                        match frames.next(&mut decoder) {
+                            Some(Frame::Message(Message::Text(text))) => break text,
+                            Some(_) => {}
+                            None => panic!("reader {number} was cut off at text {count}"),
+                        }
+                    };
+                    assert!(text.text.starts_with(&format!("{count} ")), "in order and all of them");
+                    stream.write_all(&bytes(&[Message::TextAck { count: u64::try_from(count).unwrap() }])).unwrap();
+                    heard.store(count, Ordering::SeqCst);
+                }
+            });
+        }
+        (0..STALLED + READERS).for_each(|_| drop(server.wait_stderr(|line| line.ends_with(" joined"))));
+        for count in 1..=TEXTS {
+            server.type_line(&format!("{count} {}", "x".repeat(TEXT_BYTES)));
+            until("all readers", || heard.iter().all(|heard| heard.load(Ordering::SeqCst) + 1 >= count).then_some(()));
+        }
+    });
+    (0..STALLED + READERS).for_each(|_| drop(server.wait_stderr(|line| line.ends_with(" left"))));
+    for (_, mut frames, mut decoder) in stalled {
+        // What was sent before it was cut off: no more than it said that it takes.
+        let texts = std::iter::from_fn(|| frames.next(&mut decoder));
+        let texts = texts.filter(|frame| matches!(frame, Frame::Message(Message::Text(_)))).count();
+        assert!((1..=TEXT_WINDOW_BYTES / TEXT_BYTES).contains(&texts), "{texts}");
+    }
+    client(&["--to", &server.address(), "--text", "honest"]).assert_code(0);
+    server.terminate().assert_code(0);
 }
 
 #[test]
