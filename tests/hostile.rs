@@ -16,7 +16,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{client, client_spawn, until, Scratch, Server};
 use postwire::config::{OPEN_TRANSFERS_MAX, OUTBOX_BYTES_MAX, SMALL_FILES_BEGUN_MAX, TEXT_WINDOW_BYTES};
@@ -141,6 +141,10 @@ fn cases() -> Vec<(String, Vec<u8>, Answer)> {
         let name = format!("the name {}", String::from_utf8_lossy(path).escape_debug());
         case(&name, bytes(&[Message::Offer(offer(1, 1, path))]), Answer::No(Refusal::BadName));
     }
+    let deepest = vec!["d"; 64].join("/");
+    for (name, path) in [("of 255 bytes", &long[..255]), ("64 deep", deepest.as_bytes())] {
+        case(&format!("a name {name}"), bytes(&[Message::Offer(offer(1, 1, path))]), Answer::Nothing);
+    }
     // Offers.
     case("an offer with number 0", bytes(&[Message::Offer(offer(0, 1, b"x"))]), VIOLATION);
     let twice = [Message::Offer(offer(2, 1, b"x")), Message::Offer(offer(2, 1, b"y"))];
@@ -163,6 +167,9 @@ fn cases() -> Vec<(String, Vec<u8>, Answer)> {
     );
     let early = Offer { mtime: Time { seconds: i64::MIN, nanoseconds: 999_999_999 }, ..offer(1, u64::MAX, b"x") };
     case("a time before all times", bytes(&[Message::Offer(early)]), Answer::No(Refusal::TooBig(1 << 20)));
+    case("a file of as much as the limit", bytes(&[Message::Offer(offer(1, 1 << 20, b"x"))]), Answer::Nothing);
+    let most: Vec<Message> = (1..=4096).map(|number| Message::Offer(offer(number, 700_000, b"x"))).collect();
+    case("4,096 unanswered offers", bytes(&most), Answer::Nothing);
     // Four have a place and are answered.
     let many: Vec<Message> = (1..=4102).map(|number| Message::Offer(offer(number, 700_000, b"x"))).collect();
     case("4,097 unanswered offers and more", bytes(&many), VIOLATION);
@@ -193,6 +200,8 @@ fn cases() -> Vec<(String, Vec<u8>, Answer)> {
     case("a text for a name of 33 bytes", bad_text(33, &[b'x'; 40]), VIOLATION);
     case("a text for a name that is none", bad_text(3, b"a b text"), VIOLATION);
     case("a text that is no UTF-8", bad_text(0, b"\xff\xfe"), VIOLATION);
+    let longest = Text { run: RunId([8; 16]), text: "x".repeat(65_536), ..text(1) };
+    case("a text of 64 KiB", bytes(&[Message::Text(longest)]), Answer::Nothing);
     case(
         "a text of 64 KiB and a byte",
         raw(0x90, &[[9; 16].as_slice(), &[0; 10]].concat(), &[b'x'; 65_537]),
@@ -214,6 +223,8 @@ fn cases() -> Vec<(String, Vec<u8>, Answer)> {
     case("GET of what is not there", bytes(&[get(1, b"none")]), Answer::No(Refusal::NotFound));
     case("a request with number 0", bytes(&[get(0, b"x")]), VIOLATION);
     case("a request number used twice", bytes(&[get(1, b"file"), get(1, b"file")]), VIOLATION);
+    let sixteen: Vec<Message> = (1..=16).map(|request| get(request, b"file")).collect();
+    case("16 open requests", bytes(&sixteen), Answer::Nothing);
     let seventeen: Vec<Message> = (1..=17).map(|request| get(request, b"file")).collect();
     case("17 open requests", bytes(&seventeen), VIOLATION);
     let list = Message::List { request: 1, after: b"../up".to_vec() };
@@ -222,6 +233,7 @@ fn cases() -> Vec<(String, Vec<u8>, Answer)> {
     case("an unknown type", raw(0x8f, &[], b""), Answer::End);
     case("a printable byte", b"GET / HTTP/1.1\r\n\r\n".to_vec(), Answer::End);
     case("a type that may be skipped", raw(0xd0, &[], b"whatever"), Answer::Nothing);
+    case("a tail of as much as its limit, to be skipped", raw(0xd0, &[], &[0; 65_536]), Answer::Nothing);
     case("a tail past its limit, to be skipped", raw(0xd0, &[], &[0; 65_537]), VIOLATION);
     case("a fixed field too few", raw(0x87, &[0; 7], b""), Answer::End);
     case("an empty SUMS", raw(0xa5, &[0; 8], b""), VIOLATION);
@@ -386,6 +398,41 @@ fn a_good_session_may_end_at_any_byte() {
 fn member(number: u8) -> Message {
     let Message::Peer(peer) = peer(number) else { unreachable!() };
     Message::Peer(Peer { in_room: true, ..peer })
+}
+
+#[test]
+fn no_more_texts_are_taken_unhandled_than_the_window_allows() {
+    // The application takes no events here, so that no text is handled.
+    let server = postwire::Server::bind("127.0.0.1:0", postwire::Config::default()).unwrap();
+    let (mut stream, mut frames, mut decoder) = session(&server.local_addr().to_string(), &peer(1));
+    let long = |sequence| Message::Text(Text { text: "x".repeat(65_536), ..text(sequence) });
+    // Four fill the window, and one is always taken.
+    stream.write_all(&bytes(&(1..=5).map(long).collect::<Vec<_>>())).unwrap();
+    stream.write_all(&bytes(&[Message::Ping(1)])).unwrap();
+    assert_eq!(frames.next(&mut decoder), Some(Frame::Message(Message::Pong(1))));
+    assert_eq!(server.bytes_available(), 5 * 65_536);
+    stream.write_all(&bytes(&[long(6)])).unwrap();
+    let refused = Message::Refused { subject: Subject::Connection, refusal: Refusal::Protocol };
+    assert_eq!(frames.next(&mut decoder), Some(Frame::Message(refused)));
+    assert_eq!(frames.next(&mut decoder), None);
+    server.stop();
+}
+
+#[test]
+fn whoever_is_refused_is_not_listened_to_for_long() {
+    let server = Server::start(&[]);
+    // Words without an end, and one byte at a time.
+    for (piece, pause) in [(vec![b'x'; 4096], Duration::ZERO), (vec![b'x'], Duration::from_millis(50))] {
+        let mut stream = TcpStream::connect(server.address()).unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        let started = Instant::now();
+        while stream.write_all(&piece).is_ok() {
+            // A second; the rest is for a loaded machine.
+            assert!(started.elapsed() < Duration::from_secs(10), "still listened to");
+            thread::park_timeout(pause);
+        }
+    }
+    client(&["--to", &server.address(), "--text", "honest"]).assert_code(0);
 }
 
 #[test]

@@ -297,3 +297,24 @@ fn strangers_over_the_limit_are_told_busy_at_once_and_the_others_are_heard() {
     let told = run.stderr.lines().filter(|line| line.contains("too many connections")).count();
     run.assert((1..=8).contains(&told), "a line for each run of them");
 }
+
+#[test]
+fn as_many_clients_are_taken_as_may_be_and_one_more_is_told_busy() {
+    let _alone = alone();
+    let mut server = Server::start(&["--max-clients", "2"]);
+    let mut chat = |nick: &str| {
+        let client = client_spawn(&["--to", &server.address(), "--nick", nick]);
+        server.wait_stderr(|line| line == format!("{nick} joined"));
+        client
+    };
+    let (mut ann, _bob) = (chat("ann"), chat("bob"));
+    let run = client(&["--to", &server.address(), "--text", "one too many"]);
+    run.assert_code(7).assert(run.stderr.contains("too many connections (limit 2)"), "it is told why");
+    server.wait_stderr(|line| line.contains("too many connections (limit 2:"));
+    let mut later = client_spawn(&["--to", &server.address(), "--retry", "30s", "--text", "later"]);
+    ann.close_stdin();
+    ann.wait().assert_code(0);
+    later.wait().assert_code(0);
+    let run = server.terminate();
+    run.assert_code(0).assert(!run.stdout.contains("one too many"), "nothing was taken of it");
+}
