@@ -436,6 +436,21 @@ fn whoever_is_refused_is_not_listened_to_for_long() {
 }
 
 #[test]
+fn whoever_joins_beside_others_hears_the_hello_first() {
+    let server = Server::start(&[]);
+    let address = server.address();
+    for round in 0..5 {
+        thread::scope(|scope| {
+            // `session` fails where anything comes before or in the hello.
+            for number in round * 40..(round + 1) * 40 {
+                let address = &address;
+                scope.spawn(move || drop(session(address, &member(number))));
+            }
+        });
+    }
+}
+
+#[test]
 fn readers_that_stall_are_cut_off_and_the_others_hear_everything() {
     const READERS: u8 = 90;
     const STALLED: u8 = 10;
@@ -444,13 +459,12 @@ fn readers_that_stall_are_cut_off_and_the_others_hear_everything() {
     const TEXT_BYTES: usize = 60_000;
     let mut server = Server::start(&[]);
     let stalled: Vec<_> = (0..STALLED).map(|number| session(&server.address(), &member(number + 200))).collect();
-    let address = server.address();
+    let readers: Vec<_> = (0..READERS).map(|number| session(&server.address(), &member(number))).collect();
     let heard: Vec<AtomicUsize> = (0..READERS).map(|_| AtomicUsize::new(0)).collect();
     thread::scope(|scope| {
-        for (number, heard) in (0..READERS).zip(&heard) {
-            let address = &address;
+        for ((number, heard), reader) in heard.iter().enumerate().zip(readers) {
+            let (mut stream, mut frames, mut decoder) = reader;
             scope.spawn(move || {
-                let (mut stream, mut frames, mut decoder) = session(address, &member(number));
                 for count in 1..=TEXTS {
                     let text = loop {
                         match frames.next(&mut decoder) {

@@ -120,7 +120,7 @@ impl Session {
     /// Why it broke, or was ended.
     pub(crate) fn run(self: &Arc<Self>, mut reader: FrameReader) -> Result<Goodbye> {
         let epoch = self.mailbox.attach(&self.peer, waker(&self.this));
-        self.flush();
+        self.begin();
         let result = self.read(&mut reader, epoch);
         let violation = self.turn.take().violation.take();
         let result = violation.map_or(result, Err);
