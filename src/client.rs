@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use crate::capacity::Capacity;
 use crate::config::{
     Config, Retry, CONNECTION_STANDS, DAMAGED_CONNECTIONS_MAX, RETRY_BROKEN, RETRY_FIRST, RETRY_LONGEST,
 };
@@ -107,7 +108,7 @@ impl Client {
             events,
             store,
             pipe: config.sink.clone().map(Pipe::new),
-            budget: Arc::new(Budget::new(receive_budget(&config))),
+            budget: Arc::new(Budget::new(receive_budget(&config), Capacity::of_system(1).commits)),
             holders: Arc::default(),
             ids,
             mailbox: Arc::new(mailbox),

@@ -64,6 +64,9 @@ pub const REPAIRS_MAX: usize = 256;
 pub const DAMAGED_CHUNKS_MAX: u32 = 1000;
 /// Larger files open at once on a connection; more wait as offers.
 pub const OPEN_TRANSFERS_MAX: usize = 4;
+/// Small files begun and not complete on a connection: each holds descriptors. Senders have one begun, and a few more where
+/// chunks were damaged.
+pub const SMALL_FILES_BEGUN_MAX: usize = 16;
 /// Room is taken from the file system this far ahead: all at once costs 0.1 s a GiB.
 pub const FALLOCATE_BYTES: u64 = 64 * 1024 * 1024;
 /// A file that arrives is synced this often, so that the last sync and the loss at a power cut stay short.
@@ -168,8 +171,10 @@ pub const RETRY_BROKEN: Duration = Duration::from_secs(30);
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause after accept had no descriptor or memory, at first.
 pub const ACCEPT_PAUSE_FIRST: Duration = Duration::from_millis(50);
-/// Pause after accept had no descriptor or memory, at last.
+/// Pause after accept had no descriptor or memory, at last: so soon after there is room again it is used.
 pub const ACCEPT_PAUSE_LONGEST: Duration = Duration::from_secs(1);
+/// Accept that fails again within this time is the same trouble, and no news.
+pub const ACCEPT_TROUBLE_ENDS: Duration = Duration::from_secs(10);
 
 // `--exec`.
 
@@ -186,6 +191,12 @@ pub const EXEC_TIMEOUT: Duration = Duration::from_secs(60);
 pub const STRANGERS_MAX: usize = 256;
 /// The same from one address (IPv6: one /64).
 pub const STRANGERS_PER_ADDRESS_MAX: usize = 64;
+/// One address may always have so many of them, however few there may be: many run several clients.
+pub const STRANGERS_LEAST: usize = 4;
+/// Files between their last byte and their receipt, in the whole process.
+pub const COMMITS_MAX: usize = 256;
+/// Descriptors of each: its own, and its directory's.
+pub const DESCRIPTORS_PER_COMMIT: usize = 2;
 /// Runs whose last text is remembered (PROTOCOL 4.3).
 pub const RUNS_REMEMBERED: usize = 4096;
 /// How long a run's last text, and what waits for a run that broke off, is remembered.
@@ -196,6 +207,19 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 pub const THREAD_STACK_BYTES: usize = 128 * KIB;
 /// The read buffer of a connection: heads and texts; what is larger is read straight into its own place.
 pub const READ_BUFFER_BYTES: usize = 4 * KIB;
+
+/// Descriptors of the process itself: standard streams, signals, the listener, directories, programs of `--exec`.
+pub const DESCRIPTORS_OWN: usize = 24;
+/// Descriptors of a connection: its socket, its open transfers, and a small file.
+pub const DESCRIPTORS_PER_CLIENT: usize = 2 + OPEN_TRANSFERS_MAX;
+/// Threads and processes besides those of connections: the console, signals, commits, programs of `--exec`.
+pub const THREADS_OWN: usize = 24;
+/// Threads of a connection that is busy: it reads, writes, and works on its disk.
+pub const THREADS_PER_CLIENT: usize = 3;
+/// Memory maps of the process itself: its parts, its libraries, and two for each arena of the allocator.
+pub const MAPS_OWN: usize = 2048;
+/// Memory maps of a thread: its stack, the one for signals, and a guard below either.
+pub const MAPS_PER_THREAD: usize = 4;
 
 /// The default of [`Config::max_clients`].
 pub const MAX_CLIENTS: usize = 1024;
@@ -257,7 +281,8 @@ pub struct Config {
     pub min_free: u64,
     /// All transfer buffers and queues, in bytes; 2 MiB at least.
     pub max_memory: usize,
-    /// A server: connections at once.
+    /// A server: connections at once; fewer where the process may not have [`descriptors_for`] them, or not as many threads.
+    /// [`Server::max_clients`](crate::Server::max_clients) tells.
     pub max_clients: usize,
     /// How long a partial that nobody continues is kept.
     pub keep_partials: Duration,
@@ -327,6 +352,17 @@ impl Default for Config {
             retry: Retry::Default,
         }
     }
+}
+
+/// The descriptors that a server with this [`Config::max_clients`] needs (`RLIMIT_NOFILE`).
+#[must_use]
+pub fn descriptors_for(max_clients: usize) -> usize {
+    let own = DESCRIPTORS_OWN + STRANGERS_MAX + COMMITS_MAX * DESCRIPTORS_PER_COMMIT;
+    // Of what is few a quarter is for strangers, and an eighth for commits: both have all they may have.
+    max_clients
+        .saturating_mul(DESCRIPTORS_PER_CLIENT)
+        .saturating_add(own)
+        .max(DESCRIPTORS_OWN + 8 * COMMITS_MAX * DESCRIPTORS_PER_COMMIT)
 }
 
 /// The block of a file of `size_bytes`: 256 KiB, doubled until there are at most 262,144 (PROTOCOL 5.3).

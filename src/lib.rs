@@ -48,7 +48,7 @@
 //!
 //! | row | modules | know |
 //! | --- | --- | --- |
-//! | 0 | `error`, [`config`] (every limit: unit, reason), `name` (safe names, nicknames, escaping), `key`, `network`, `worker` (threads on demand) | nothing |
+//! | 0 | `error`, [`config`] (every limit: unit, reason), `name` (safe names, nicknames, escaping), `key`, `network`, `capacity` (what the system carries), `worker` (threads on demand) | nothing |
 //! | 1 | [`wire`] (codec, messages, [the protocol](wire::protocol)) | bytes only |
 //! | 2 | `conn` (all sockets), `storage` (partials, compare, commit; sources, trees, streams) | row 1 at most |
 //! | 3 | `transfer` (sender and receiver as state machines) | no sockets |
@@ -70,6 +70,7 @@
 //! - Locks survive a panic, and no lock is held while something is read or written.
 //! - The library never prints, exits, or panics on anything that a peer or a disk can do.
 
+mod capacity;
 mod client;
 pub mod config;
 mod conn;

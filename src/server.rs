@@ -3,18 +3,19 @@
 //! It owns the listener and its thread; everything between peers is `hub`'s.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::config::{Config, ACCEPT_PAUSE_FIRST, ACCEPT_PAUSE_LONGEST, STOP_TIMEOUT};
-use crate::conn::{Address, Listener};
-use crate::error::{Error, Result};
+use crate::config::{Config, ACCEPT_PAUSE_FIRST, ACCEPT_PAUSE_LONGEST, ACCEPT_TROUBLE_ENDS, STOP_TIMEOUT};
+use crate::conn::{Address, Conn, Listener};
+use crate::error::{Error, Refusal, Result};
 use crate::event::{Event, PeerInfo};
 use crate::hub::Hub;
 use crate::name::Nickname;
+use crate::session::refuse_at_once;
 use crate::transfer::TransferId;
 use crate::worker::spawn;
 
@@ -83,6 +84,14 @@ impl Server {
     #[must_use]
     pub fn server_port(&self) -> u16 {
         self.local_addr().port()
+    }
+
+    /// How many connections are taken at once: [`Config::max_clients`], or as many as the limits of the process carry; then
+    /// also what is short, and how it is called.
+    #[must_use]
+    pub fn max_clients(&self) -> (usize, Option<&'static str>) {
+        let capacity = &self.shared.hub.capacity;
+        (capacity.clients, capacity.lowered_by)
     }
 
     /// Stops listening; the peers stay.
@@ -184,31 +193,92 @@ impl Server {
 }
 
 impl Shared {
-    fn accept(self: &Arc<Self>) {
-        let mut pause = ACCEPT_PAUSE_FIRST;
+    fn accept(&self) {
+        let mut trouble = Trouble { pause: ACCEPT_PAUSE_FIRST, last: None };
+        let mut is_refusing = false;
         while self.listening.load(Ordering::SeqCst) {
-            let result = self.listener.accept().and_then(|stream| {
-                let address = stream.peer_addr()?.ip().to_canonical();
-                if !self.hub.admit_stranger(address) {
-                    return Ok(());
-                }
-                let hub = Arc::clone(&self.hub);
-                let started = spawn("peer", move || hub.serve(stream, address));
-                started.map(|_| ()).inspect_err(|_| self.hub.forget_stranger(address))
-            });
-            match result {
-                Ok(()) => pause = ACCEPT_PAUSE_FIRST,
+            let accepted = self.listener.accept();
+            match accepted.map_err(Error::system("accept")).and_then(|stream| self.take_in(stream, &mut is_refusing)) {
+                Ok(()) => trouble.pause = ACCEPT_PAUSE_FIRST,
                 Err(_) if !self.listening.load(Ordering::SeqCst) => return,
                 // A connection that was gone before it was taken in.
-                Err(error)
-                    if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::NotConnected) => {}
-                Err(source) => {
+                Err(Error::System { source, .. })
+                    if matches!(source.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::NotConnected) => {}
+                Err(error) => {
                     // Out of descriptors, memory or threads: what ends elsewhere makes room.
-                    self.hub.events.push(Event::AcceptError(Error::System { action: "accept", source }));
-                    std::thread::park_timeout(pause);
-                    pause = (pause * 2).min(ACCEPT_PAUSE_LONGEST);
+                    if trouble.is_news(Instant::now()) {
+                        self.hub.events.push(Event::AcceptError(error));
+                    }
+                    std::thread::park_timeout(trouble.next_pause());
                 }
             }
         }
+    }
+
+    /// Gives a connection a thread, or tells it why it gets none. Of a flood that is refused the first is news.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    fn take_in(&self, stream: TcpStream, is_refusing: &mut bool) -> Result<()> {
+        // Gone again.
+        let Ok(conn) = Conn::new(stream).map(Arc::new) else { return Ok(()) };
+        let address = conn.peer_addr().ip();
+        if let Err(refusal) = self.hub.admit_stranger(address) {
+            refuse_at_once(&conn, refusal);
+            if !std::mem::replace(is_refusing, true) {
+                let (address, error) = (conn.peer_addr(), Error::Refused(refusal));
+                self.hub.events.push(Event::StrangerRefused { address, error });
+            }
+            return Ok(());
+        }
+        *is_refusing = false;
+        let (hub, taken) = (Arc::clone(&self.hub), Arc::clone(&conn));
+        let started = spawn("peer", move || hub.serve(&taken));
+        started.map(drop).map_err(|source| {
+            self.hub.forget_stranger(address);
+            refuse_at_once(&conn, Refusal::Busy(u64::try_from(self.hub.peers().len()).unwrap_or(u64::MAX)));
+            Error::System { action: "start a thread", source }
+        })
+    }
+}
+
+/// Accept that fails, again and again.
+struct Trouble {
+    pause: Duration,
+    last: Option<Instant>,
+}
+
+impl Trouble {
+    /// Whether it was well for a while before.
+    fn is_news(&mut self, now: Instant) -> bool {
+        let last = self.last.replace(now);
+        last.is_none_or(|last| now.saturating_duration_since(last) > ACCEPT_TROUBLE_ENDS)
+    }
+
+    fn next_pause(&mut self) -> Duration {
+        let pause = self.pause;
+        self.pause = (pause * 2).min(ACCEPT_PAUSE_LONGEST);
+        pause
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accept_that_fails_again_and_again_is_told_once_and_tried_within_a_second() {
+        let mut trouble = Trouble { pause: ACCEPT_PAUSE_FIRST, last: None };
+        let mut now = Instant::now();
+        let told = (0..100).filter(|_| {
+            let is_news = trouble.is_news(now);
+            let pause = trouble.next_pause();
+            assert!((ACCEPT_PAUSE_FIRST..=ACCEPT_PAUSE_LONGEST).contains(&pause));
+            now += pause;
+            is_news
+        });
+        assert_eq!(told.count(), 1);
+        assert_eq!(trouble.next_pause(), ACCEPT_PAUSE_LONGEST);
+        assert!(trouble.is_news(now + 2 * ACCEPT_TROUBLE_ENDS));
     }
 }

@@ -4,9 +4,11 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use crate::capacity::threads_by_maps;
 use crate::config::{IDLE_THREAD, THREAD_STACK_BYTES};
 
 /// A lock that survives a panic: one connection's panic ends that connection only.
@@ -22,11 +24,40 @@ impl<T> Lock<T> for Mutex<T> {
 }
 
 /// Starts a thread with our stack size and a name of at most 15 bytes, which is what the kernel shows.
+///
+/// # Errors
+/// The system has no room for another, or no memory maps: a thread that starts without those takes the process with it.
 pub(crate) fn spawn<F>(name: &str, body: F) -> io::Result<thread::JoinHandle<()>>
 where
     F: FnOnce() + Send + 'static,
 {
-    thread::Builder::new().name(name.to_owned()).stack_size(THREAD_STACK_BYTES).spawn(body)
+    static RUNNING: AtomicUsize = AtomicUsize::new(0);
+    static MOST: LazyLock<usize> = LazyLock::new(threads_by_maps);
+    let place = Place::take(&RUNNING, *MOST)?;
+    let counted = move || {
+        let _place = place;
+        body();
+    };
+    thread::Builder::new().name(name.to_owned()).stack_size(THREAD_STACK_BYTES).spawn(counted)
+}
+
+/// One of the threads that run.
+struct Place(&'static AtomicUsize);
+
+impl Place {
+    fn take(running: &'static AtomicUsize, most: usize) -> io::Result<Place> {
+        let place = Place(running);
+        if running.fetch_add(1, Ordering::Relaxed) >= most {
+            return Err(io::Error::new(io::ErrorKind::OutOfMemory, "no memory maps for another thread"));
+        }
+        Ok(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Work of one kind, done in order by one thread that is started on demand and ends when idle.
@@ -60,27 +91,30 @@ impl<J: Send + 'static> Worker<J> {
     /// # Errors
     /// The system can't start a thread; the job is dropped.
     pub(crate) fn push(&self, job: J) -> io::Result<()> {
+        self.try_push(job).map_err(|(error, _)| error)
+    }
+
+    /// The same, or does the job at once on the calling thread when no other can be started.
+    pub(crate) fn push_or_do(&self, job: J) {
+        if let Err((_, job)) = self.try_push(job) {
+            (self.shared.run)(vec![job]);
+        }
+    }
+
+    /// The job comes back without a lock held, as its end may call out.
+    fn try_push(&self, job: J) -> Result<(), (io::Error, J)> {
         let mut queue = self.shared.queue.take();
+        if !queue.has_thread {
+            let shared = Arc::clone(&self.shared);
+            if let Err(error) = spawn(self.shared.name, move || shared.work()) {
+                return Err((error, job));
+            }
+            queue.has_thread = true;
+        }
         queue.jobs.push_back(job);
-        if queue.has_thread {
-            drop(queue);
-            self.shared.wake.notify_one();
-            return Ok(());
-        }
-        let shared = Arc::clone(&self.shared);
-        match spawn(self.shared.name, move || shared.work()) {
-            Ok(_) => {
-                queue.has_thread = true;
-                Ok(())
-            }
-            Err(error) => {
-                let job = queue.jobs.pop_back();
-                // A job's end may call out, which no lock is held for.
-                drop(queue);
-                drop(job);
-                Err(error)
-            }
-        }
+        drop(queue);
+        self.shared.wake.notify_one();
+        Ok(())
     }
 }
 
@@ -130,6 +164,16 @@ impl<J> Drop for ThreadMark<'_, J> {
 mod tests {
     use super::*;
     use std::sync::mpsc;
+
+    #[test]
+    fn no_thread_starts_past_what_the_maps_are_enough_for() {
+        static RUNNING: AtomicUsize = AtomicUsize::new(0);
+        let places: Vec<Place> = (0..3).map(|_| Place::take(&RUNNING, 3).unwrap()).collect();
+        assert!(Place::take(&RUNNING, 3).is_err() && Place::take(&RUNNING, 3).is_err());
+        drop(places);
+        assert!(Place::take(&RUNNING, 1).is_ok());
+        assert_eq!(RUNNING.load(Ordering::Relaxed), 0);
+    }
 
     #[test]
     fn jobs_are_done_in_order_across_threads() {

@@ -14,13 +14,15 @@ mod common;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::raw::{bytes, hello, peer, Frames};
-use common::{client, client_spawn, Scratch, Server};
+use common::{client, client_spawn, until, Scratch, Server};
+use postwire::config::{OPEN_TRANSFERS_MAX, OUTBOX_BYTES_MAX, SMALL_FILES_BEGUN_MAX, TEXT_WINDOW_BYTES};
 use postwire::wire::{
-    CancelReason, Chunk, Decoder, Entry, Frame, Message, Offer, Presence, Receipt, RunId, Subject, Text, Time,
+    CancelReason, Chunk, Decoder, Entry, Frame, Message, Offer, Peer, Presence, Receipt, RunId, Subject, Text, Time,
 };
 use postwire::{Goodbye, Nickname, Refusal};
 
@@ -116,6 +118,10 @@ fn cases() -> Vec<(String, Vec<u8>, Answer)> {
         let name = format!("the name {}", String::from_utf8_lossy(path).escape_debug());
         case(&name, bytes(&[Message::Offer(offer(1, 1, path))]), Answer::No(Refusal::BadName));
     }
+    let deepest = vec!["d"; 64].join("/");
+    for (name, path) in [("of 255 bytes", &long[..255]), ("64 deep", deepest.as_bytes())] {
+        case(&format!("a name {name}"), bytes(&[Message::Offer(offer(1, 1, path))]), Answer::Nothing);
+    }
     // Offers.
     case("an offer with number 0", bytes(&[Message::Offer(offer(0, 1, b"x"))]), VIOLATION);
     let twice = [Message::Offer(offer(2, 1, b"x")), Message::Offer(offer(2, 1, b"y"))];
@@ -138,6 +144,9 @@ fn cases() -> Vec<(String, Vec<u8>, Answer)> {
     );
     let early = Offer { mtime: Time { seconds: i64::MIN, nanoseconds: 999_999_999 }, ..offer(1, u64::MAX, b"x") };
     case("a time before all times", bytes(&[Message::Offer(early)]), Answer::No(Refusal::TooBig(1 << 20)));
+    case("a file of as much as the limit", bytes(&[Message::Offer(offer(1, 1 << 20, b"x"))]), Answer::Nothing);
+    let most: Vec<Message> = (1..=4096).map(|number| Message::Offer(offer(number, 700_000, b"x"))).collect();
+    case("4,096 unanswered offers", bytes(&most), Answer::Nothing);
     // Four have a place and are answered.
     let many: Vec<Message> = (1..=4102).map(|number| Message::Offer(offer(number, 700_000, b"x"))).collect();
     case("4,097 unanswered offers and more", bytes(&many), VIOLATION);
@@ -168,6 +177,8 @@ fn cases() -> Vec<(String, Vec<u8>, Answer)> {
     case("a text for a name of 33 bytes", bad_text(33, &[b'x'; 40]), VIOLATION);
     case("a text for a name that is none", bad_text(3, b"a b text"), VIOLATION);
     case("a text that is no UTF-8", bad_text(0, b"\xff\xfe"), VIOLATION);
+    let longest = Text { run: RunId([8; 16]), text: "x".repeat(65_536), ..text(1) };
+    case("a text of 64 KiB", bytes(&[Message::Text(longest)]), Answer::Nothing);
     case(
         "a text of 64 KiB and a byte",
         raw(0x90, &[[9; 16].as_slice(), &[0; 10]].concat(), &[b'x'; 65_537]),
@@ -189,6 +200,8 @@ fn cases() -> Vec<(String, Vec<u8>, Answer)> {
     case("GET of what is not there", bytes(&[get(1, b"none")]), Answer::No(Refusal::NotFound));
     case("a request with number 0", bytes(&[get(0, b"x")]), VIOLATION);
     case("a request number used twice", bytes(&[get(1, b"file"), get(1, b"file")]), VIOLATION);
+    let sixteen: Vec<Message> = (1..=16).map(|request| get(request, b"file")).collect();
+    case("16 open requests", bytes(&sixteen), Answer::Nothing);
     let seventeen: Vec<Message> = (1..=17).map(|request| get(request, b"file")).collect();
     case("17 open requests", bytes(&seventeen), VIOLATION);
     let list = Message::List { request: 1, after: b"../up".to_vec() };
@@ -197,6 +210,7 @@ fn cases() -> Vec<(String, Vec<u8>, Answer)> {
     case("an unknown type", raw(0x8f, &[], b""), Answer::End);
     case("a printable byte", b"GET / HTTP/1.1\r\n\r\n".to_vec(), Answer::End);
     case("a type that may be skipped", raw(0xd0, &[], b"whatever"), Answer::Nothing);
+    case("a tail of as much as its limit, to be skipped", raw(0xd0, &[], &[0; 65_536]), Answer::Nothing);
     case("a tail past its limit, to be skipped", raw(0xd0, &[], &[0; 65_537]), VIOLATION);
     case("a fixed field too few", raw(0x87, &[0; 7], b""), Answer::End);
     case("an empty SUMS", raw(0xa5, &[0; 8], b""), VIOLATION);
@@ -230,15 +244,7 @@ fn raw(frame_type: u8, fixed: &[u8], tail: &[u8]) -> Vec<u8> {
 
 /// Says `said` after a good hello, then PING; gives what came of it.
 fn answer(address: &str, number: u8, said: &[u8]) -> Answer {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    stream.write_all(&bytes(&[hello(), peer(number)])).unwrap();
-    let mut decoder = Decoder::for_client();
-    let mut frames = Frames::of(&stream);
-    for _ in 0..3 {
-        assert!(matches!(frames.next(&mut decoder), Some(Frame::Message(_))), "the hello");
-    }
-    decoder.hello_complete();
+    let (mut stream, mut frames, mut decoder) = session(address, &peer(number));
     // The other side may end before it has heard it all.
     let _ = stream.write_all(said).and_then(|()| stream.write_all(&bytes(&[Message::Ping(77)])));
     let mut asked_again = false;
@@ -261,6 +267,20 @@ fn answer(address: &str, number: u8, said: &[u8]) -> Answer {
             Some(_) => {}
         }
     }
+}
+
+/// A connection after a good hello.
+fn session(address: &str, peer: &Message) -> (TcpStream, Frames, Decoder) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.write_all(&bytes(&[hello(), peer.clone()])).unwrap();
+    let mut decoder = Decoder::for_client();
+    let mut frames = Frames::of(&stream);
+    for _ in 0..3 {
+        assert!(matches!(frames.next(&mut decoder), Some(Frame::Message(_))), "the hello");
+    }
+    decoder.hello_complete();
+    (stream, frames, decoder)
 }
 
 #[test]
@@ -325,6 +345,178 @@ fn a_good_session_may_end_at_any_byte() {
     let run = server.terminate();
     run.assert_code(0).assert(!run.stderr.contains("panicked"), "nobody panicked");
     assert!(run.stdout.lines().filter(|line| line.ends_with(": x")).count() <= 1, "one run's text comes once");
+}
+
+/// Says who it is, as one that joins the room.
+fn member(number: u8) -> Message {
+    let Message::Peer(peer) = peer(number) else { unreachable!() };
+    Message::Peer(Peer { in_room: true, ..peer })
+}
+
+#[test]
+fn no_more_texts_are_taken_unhandled_than_the_window_allows() {
+    // The application takes no events here, so that no text is handled.
+    let server = postwire::Server::bind("127.0.0.1:0", postwire::Config::default()).unwrap();
+    let (mut stream, mut frames, mut decoder) = session(&server.local_addr().to_string(), &peer(1));
+    let long = |sequence| Message::Text(Text { text: "x".repeat(65_536), ..text(sequence) });
+    // Four fill the window, and one is always taken.
+    stream.write_all(&bytes(&(1..=5).map(long).collect::<Vec<_>>())).unwrap();
+    stream.write_all(&bytes(&[Message::Ping(1)])).unwrap();
+    assert_eq!(frames.next(&mut decoder), Some(Frame::Message(Message::Pong(1))));
+    assert_eq!(server.bytes_available(), 5 * 65_536);
+    stream.write_all(&bytes(&[long(6)])).unwrap();
+    let refused = Message::Refused { subject: Subject::Connection, refusal: Refusal::Protocol };
+    assert_eq!(frames.next(&mut decoder), Some(Frame::Message(refused)));
+    assert_eq!(frames.next(&mut decoder), None);
+    server.stop();
+}
+
+#[test]
+fn whoever_is_refused_is_not_listened_to_for_long() {
+    let server = Server::start(&[]);
+    // Words without an end, and one byte at a time.
+    for (piece, pause) in [(vec![b'x'; 4096], Duration::ZERO), (vec![b'x'], Duration::from_millis(50))] {
+        let mut stream = TcpStream::connect(server.address()).unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        let started = Instant::now();
+        while stream.write_all(&piece).is_ok() {
+            // A second; the rest is for a loaded machine.
+            assert!(started.elapsed() < Duration::from_secs(10), "still listened to");
+            thread::park_timeout(pause);
+        }
+    }
+    client(&["--to", &server.address(), "--text", "honest"]).assert_code(0);
+}
+
+#[test]
+fn whoever_joins_beside_others_hears_the_hello_first() {
+    let server = Server::start(&[]);
+    let address = server.address();
+    for round in 0..5 {
+        thread::scope(|scope| {
+            // `session` fails where anything comes before or in the hello.
+            for number in round * 40..(round + 1) * 40 {
+                let address = &address;
+                scope.spawn(move || drop(session(address, &member(number))));
+            }
+        });
+    }
+}
+
+#[test]
+fn readers_that_stall_are_cut_off_and_the_others_hear_everything() {
+    const READERS: u8 = 90;
+    const STALLED: u8 = 10;
+    // More than waits for anybody, in texts of which two are less than a slow reader may leave for long.
+    const TEXTS: usize = OUTBOX_BYTES_MAX / TEXT_BYTES + 4;
+    const TEXT_BYTES: usize = 60_000;
+    let mut server = Server::start(&[]);
+    let stalled: Vec<_> = (0..STALLED).map(|number| session(&server.address(), &member(number + 200))).collect();
+    let readers: Vec<_> = (0..READERS).map(|number| session(&server.address(), &member(number))).collect();
+    let heard: Vec<AtomicUsize> = (0..READERS).map(|_| AtomicUsize::new(0)).collect();
+    thread::scope(|scope| {
+        for ((number, heard), reader) in heard.iter().enumerate().zip(readers) {
+            let (mut stream, mut frames, mut decoder) = reader;
+            scope.spawn(move || {
+                for count in 1..=TEXTS {
+                    let text = loop {
+                        match frames.next(&mut decoder) {
+                            Some(Frame::Message(Message::Text(text))) => break text,
+                            Some(_) => {}
+                            None => panic!("reader {number} was cut off at text {count}"),
+                        }
+                    };
+                    assert!(text.text.starts_with(&format!("{count} ")), "in order and all of them");
+                    stream.write_all(&bytes(&[Message::TextAck { count: u64::try_from(count).unwrap() }])).unwrap();
+                    heard.store(count, Ordering::SeqCst);
+                }
+            });
+        }
+        (0..STALLED + READERS).for_each(|_| drop(server.wait_stderr(|line| line.ends_with(" joined"))));
+        for count in 1..=TEXTS {
+            server.type_line(&format!("{count} {}", "x".repeat(TEXT_BYTES)));
+            until("all readers", || heard.iter().all(|heard| heard.load(Ordering::SeqCst) + 1 >= count).then_some(()));
+        }
+    });
+    (0..STALLED + READERS).for_each(|_| drop(server.wait_stderr(|line| line.ends_with(" left"))));
+    for (_, mut frames, mut decoder) in stalled {
+        // What was sent before it was cut off: no more than it said that it takes.
+        let texts = std::iter::from_fn(|| frames.next(&mut decoder));
+        let texts = texts.filter(|frame| matches!(frame, Frame::Message(Message::Text(_)))).count();
+        assert!((1..=TEXT_WINDOW_BYTES / TEXT_BYTES).contains(&texts), "{texts}");
+    }
+    client(&["--to", &server.address(), "--text", "honest"]).assert_code(0);
+    server.terminate().assert_code(0);
+}
+
+#[test]
+fn a_client_may_ask_for_the_data_of_four_larger_files_at_once() {
+    let scratch = Scratch::new();
+    for number in 0..6 {
+        scratch.file(&format!("share/d/f{number}"), 300_000, number);
+    }
+    let server = Server::start(&["--share", &scratch.path("share")]);
+    for (asked, is_too_much) in [(OPEN_TRANSFERS_MAX, false), (OPEN_TRANSFERS_MAX + 1, true)] {
+        let (mut stream, mut frames, mut decoder) = session(&server.address(), &peer(u8::try_from(asked).unwrap()));
+        let mut message = || match frames.next(&mut decoder) {
+            Some(Frame::Message(message)) => message,
+            other => panic!("{other:?}"),
+        };
+        stream.write_all(&bytes(&[Message::Get { request: 1, path: b"d".to_vec() }])).unwrap();
+        let mut numbers = Vec::new();
+        while numbers.len() < 6 {
+            let Message::Offer(offer) = message() else { panic!("no offer") };
+            numbers.push(offer.transfer);
+        }
+        let send = |&transfer| Message::Send { transfer, have: 0, credit: 0 };
+        stream.write_all(&bytes(&numbers.iter().take(asked).map(send).collect::<Vec<_>>())).unwrap();
+        stream.write_all(&bytes(&[Message::Ping(1)])).unwrap();
+        match message() {
+            Message::Pong(1) => assert!(!is_too_much),
+            Message::Refused { subject: Subject::Connection, refusal: Refusal::Protocol } => assert!(is_too_much),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn small_files_that_are_begun_and_left_hold_few_descriptors() {
+    const FILES: u32 = 200;
+    let scratch = Scratch::new();
+    let server = Server::start(&["--dir", &scratch.directory("inbox"), "--no-fsync"]);
+    let descriptors = || fs::read_dir(format!("/proc/{}/fd", server.pid().as_raw_nonzero())).unwrap().count();
+    let (mut stream, mut frames, mut decoder) = session(&server.address(), &peer(1));
+    let mut message = || match frames.next(&mut decoder) {
+        Some(Frame::Message(message)) => message,
+        other => panic!("{other:?}"),
+    };
+    let offers: Vec<Message> = (1..=FILES).map(|n| Message::Offer(offer(n, 10, format!("f{n}").as_bytes()))).collect();
+    stream.write_all(&bytes(&offers)).unwrap();
+    let answered = (0..FILES).filter(|_| matches!(message(), Message::Send { .. })).count();
+    assert_eq!(u32::try_from(answered), Ok(FILES));
+    let before = descriptors();
+    // Half of each.
+    let halves: Vec<Message> = (1..=FILES).map(|number| chunk(number, 0, b"12345")).collect();
+    stream.write_all(&bytes(&halves)).unwrap();
+    let mut asked_again = Vec::new();
+    let mut acknowledged = Vec::new();
+    while acknowledged.len() < usize::try_from(FILES).unwrap() {
+        match message() {
+            Message::Repair { transfer, offset: 0, length: 5 } => asked_again.push(transfer),
+            Message::Ack { transfer, received: 5, .. } => acknowledged.push(transfer),
+            other => panic!("{other:?}"),
+        }
+    }
+    let begun = u32::try_from(SMALL_FILES_BEGUN_MAX).unwrap();
+    assert_eq!(asked_again, (begun + 1..=FILES).collect::<Vec<_>>());
+    assert!(descriptors() <= before + 2 * SMALL_FILES_BEGUN_MAX, "{before}, then {}", descriptors());
+    // The first is sent to its end: now the next has a place.
+    let rest = [chunk(1, 5, b"67890"), Message::Finish { transfer: 1, size: 10, crc: 1, grew: false }];
+    stream.write_all(&bytes(&rest)).unwrap();
+    while !matches!(message(), Message::Refused { subject: Subject::Transfer(1), refusal: Refusal::Damaged }) {}
+    stream.write_all(&bytes(&[chunk(begun + 1, 0, b"12345"), chunk(begun + 2, 0, b"12345")])).unwrap();
+    assert!(matches!(message(), Message::Ack { received: 10, .. }), "taken");
+    assert_eq!(message(), Message::Repair { transfer: begun + 2, offset: 0, length: 5 });
 }
 
 /// What a server says after a good hello, to a client that sends a file.

@@ -258,6 +258,71 @@ fn a_length_past_the_limit_is_refused_before_the_tail_is_awaited() {
 }
 
 #[test]
+fn each_tail_may_be_as_long_as_the_protocol_says_and_no_longer() {
+    // PROTOCOL 3, and 1.2 for a type that is skipped.
+    let limit = |name: &str| match name {
+        "peer" | "peer-server" | "named" => 32,
+        "text" | "text-carried" => 64 + 65_536,
+        "offer" | "receipt" | "get" | "list" | "entry" => 16_384,
+        "chunk" => 262_144,
+        "sums" => 65_536,
+        "presence-joined" | "presence-left" | "presence-renamed" => 66,
+        _ => 0,
+    };
+    let mut heads: Vec<(&str, Vec<u8>, u64)> = expectations()
+        .iter()
+        .map(|(name, message)| {
+            let frame = encode(message);
+            (*name, frame[..head_bytes(&frame)].to_vec(), limit(name))
+        })
+        .collect();
+    let mut skipped = vec![0xd0];
+    skipped.resize(17, 0);
+    heads.push(("to be skipped", skipped, 65_536));
+    for (name, mut head, limit) in heads {
+        let end = head.len();
+        for (tail, may) in [(limit, true), (limit + 1, false)] {
+            let length = u64::try_from(end - 9).unwrap() + tail;
+            head[1..9].copy_from_slice(&length.to_be_bytes());
+            let crc = crc32fast::hash(&head[..end - 4]);
+            head[end - 4..].copy_from_slice(&crc.to_be_bytes());
+            let (_, error) = decode_pieces(greeted(), std::iter::once(head.as_slice()), false);
+            let too_long = matches!(error, Some(WireError::Length { got, .. }) if got == length);
+            assert_eq!(too_long, !may, "{name} with a tail of {tail}: {error:?}");
+        }
+    }
+}
+
+#[test]
+fn a_peer_lowers_limits_to_the_least_and_raises_none() {
+    let said = |text_bytes, chunk_bytes, offers, text_window_bytes| {
+        let message = expectations().into_iter().find(|(name, _)| *name == "peer").unwrap().1;
+        let Message::Peer(peer) = message else { unreachable!() };
+        let peer = Message::Peer(Peer { text_bytes, chunk_bytes, offers, text_window_bytes, ..peer });
+        match decode_pieces(greeted(), std::iter::once(encode(&peer).as_slice()), false) {
+            (mut frames, None) => match frames.pop() {
+                Some(Frame::Message(Message::Peer(peer))) => {
+                    Some((peer.text_bytes, peer.chunk_bytes, peer.offers, peer.text_window_bytes))
+                }
+                other => panic!("{other:?}"),
+            },
+            (_, Some(error)) => {
+                assert!(!matches!(error, WireError::HeadCrc { .. }), "{error:?}");
+                None
+            }
+        }
+    };
+    let (least, most) = ((1024, 16_384, 1, 0), (65_536, 262_144, 4096, 262_144));
+    assert_eq!(said(1024, 16_384, 1, 0), Some(least));
+    assert_eq!(said(65_536, 262_144, 4096, 262_144), Some(most));
+    assert_eq!(said(65_537, 262_145, 4097, 262_145), Some(most));
+    assert_eq!(said(u32::MAX, u32::MAX, u32::MAX, u32::MAX), Some(most));
+    assert_eq!(said(1023, 16_384, 1, 0), None);
+    assert_eq!(said(1024, 16_383, 1, 0), None);
+    assert_eq!(said(1024, 16_384, 0, 0), None);
+}
+
+#[test]
 fn unknown_types_are_refused_or_skipped_by_their_range() {
     let unknown = |frame_type: u8| {
         let mut frame = encode(&Message::Presence(Presence::Joined(nick("ann"))));

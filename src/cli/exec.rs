@@ -458,4 +458,24 @@ mod tests {
         reports.sort();
         assert_eq!(reports, ["0 Killed", "1 Killed", "2 Killed", "3 Killed", "4 Dropped", "late Dropped"]);
     }
+
+    #[test]
+    fn only_so_many_wait_and_who_has_another_waits_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = fifo(dir.path());
+        let (exec, reports) = hanging(LONG, Duration::ZERO);
+        let most = config::EXEC_AT_ONCE + config::EXEC_WAITING_MAX;
+        (0..most).for_each(|_| exec.hear(&received("a", &path)));
+        let (heard, later) = (mpsc::channel(), exec.clone());
+        let one_more = received("one more", &path);
+        thread::spawn(move || {
+            later.hear(&one_more);
+            heard.0.send(()).unwrap();
+        });
+        assert!(heard.1.recv_timeout(Duration::from_millis(100)).is_err(), "there is no room for it");
+        exec.stop();
+        heard.1.recv_timeout(DEADLINE).unwrap();
+        exec.finish();
+        assert_eq!(reports.try_iter().count(), most + 1);
+    }
 }

@@ -169,7 +169,9 @@ fn of_peer(preposition: &str, peer: Option<&Nickname>) -> String {
 fn own_refusal(refusal: Refusal) -> String {
     match refusal {
         Refusal::Version(highest) => format!("no version in common: this side speaks up to version {highest}"),
-        Refusal::Busy(limit) => format!("too many connections (limit {limit}), see --max-clients"),
+        Refusal::Busy(limit) => {
+            format!("too many connections (limit {limit}: --max-clients, or of those before their hello)")
+        }
         Refusal::Stopping => "this side is stopping".to_owned(),
         Refusal::Mode(0) => "it wants to use a key, and there is none here: --key-file".to_owned(),
         Refusal::Mode(_) => "it has no key, and only those who have ours are taken: --key-file".to_owned(),

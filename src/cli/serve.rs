@@ -7,7 +7,9 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use postwire::config::descriptors_for;
 use postwire::{Direction, Error, Event, Nickname, Refusal, Result, Server};
+use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 use signal_hook::consts::SIGINT;
 
 use super::args::{Listen, ServerOrder};
@@ -35,6 +37,17 @@ fn is_public(address: IpAddr) -> bool {
     }
 }
 
+/// Shells give a program fewer descriptors than it may take.
+fn take_descriptors(max_clients: usize) {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = u64::try_from(descriptors_for(max_clients)).unwrap_or(u64::MAX);
+    let wanted = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    if limit.current.is_some_and(|current| current < wanted) {
+        // Where it may not after all, fewer clients are taken.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit });
+    }
+}
+
 struct Serve {
     server: Server,
     printer: Printer,
@@ -51,12 +64,17 @@ pub fn run(mut order: ServerOrder) -> Result<Exit> {
     if one_file.is_some() {
         order.config.sink = Some(print::stdout_sink()?);
     }
+    take_descriptors(order.config.max_clients);
+    let wanted_clients = order.config.max_clients;
     let is_guarded = order.config.key.is_some() || !order.config.allow.is_empty();
     let server = match &order.listen {
         Listen::On(address) => Server::bind(address, order.config)?,
         Listen::Stdin => Server::from_listener(stdin_listener()?, order.config)?,
     };
     printer.listening(server.local_addr());
+    if let (clients, Some(by)) = server.max_clients() {
+        printer.notice(&format!("takes {clients} clients at once, not {wanted_clients}, for want of {by}"));
+    }
     if !is_guarded && is_public(server.server_address()) {
         printer.notice(OPEN);
     }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 
 use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags};
+use rustix::io::Errno;
 use rustix::net::sockopt::socket_acceptconn;
 use rustix::net::{
     bind, ipproto, listen, shutdown, socket_with, sockopt, AddressFamily, Shutdown, SocketFlags, SocketType,
@@ -68,7 +69,10 @@ impl Listener {
         loop {
             if let Some(leave) = &self.leave {
                 let mut wanted = [PollFd::new(leave, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
-                poll(&mut wanted, None)?;
+                match poll(&mut wanted, None) {
+                    Err(Errno::INTR) => continue,
+                    result => result?,
+                };
                 let [leave, _] = wanted;
                 if !leave.revents().is_empty() {
                     return Err(io::ErrorKind::NotConnected.into());

@@ -15,7 +15,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use rustix::net::{send, SendFlags};
+use rustix::net::{recv, send, RecvFlags, SendFlags};
 
 pub(crate) use address::{Address, Host};
 pub(crate) use dial::{dial, lookup};
@@ -23,7 +23,7 @@ pub(crate) use listen::Listener;
 #[cfg(feature = "encrypt")]
 pub(crate) use sealed::{Handshake, Seal, HANDSHAKE_BYTES};
 
-use crate::config::{REFUSED_BYTES_MAX, REFUSED_TIMEOUT, WRITE_STALL_MAX};
+use crate::config::{HELLO_BYTES_MAX, REFUSED_BYTES_MAX, REFUSED_TIMEOUT, WRITE_STALL_MAX};
 use crate::error::{Error, Result};
 
 /// One TCP connection: one descriptor, read by one thread, written by whoever has the send turn.
@@ -159,6 +159,11 @@ impl Conn {
                 Ok(count) => left = left.saturating_sub(count),
             }
         }
+    }
+
+    /// Reads away what is there: ending a connection with something unread is a reset, which overtakes what was said.
+    pub(crate) fn read_away_what_came(&self) {
+        let _ = recv(&self.stream, &mut [0; HELLO_BYTES_MAX], RecvFlags::DONTWAIT);
     }
 
     /// This side's address and port.

@@ -7,16 +7,17 @@ mod member;
 mod seen;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub(crate) use seen::Seen;
 
+use crate::capacity::Capacity;
 use crate::config::{
-    Config, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, OFFERS_MAX, RUNS_REMEMBERED, RUN_REMEMBERED, STRANGERS_MAX,
-    STRANGERS_PER_ADDRESS_MAX, TEXT_BYTES_MAX, TEXT_WINDOW_BYTES,
+    Config, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, OFFERS_MAX, RUNS_REMEMBERED, RUN_REMEMBERED, TEXT_BYTES_MAX,
+    TEXT_WINDOW_BYTES,
 };
 use crate::conn::Conn;
 use crate::error::{Error, Goodbye, Refusal, Result};
@@ -36,6 +37,7 @@ use member::{Called, Member, MemberOwner};
 /// See the module.
 pub(crate) struct Hub {
     config: Config,
+    pub(crate) capacity: Capacity,
     run: RunId,
     pub(crate) events: Events,
     store: Option<Arc<Store>>,
@@ -76,33 +78,42 @@ impl Hub {
     /// The directory can't be opened, or the system has no random numbers.
     pub(crate) fn new(config: Config) -> Result<Arc<Hub>> {
         check_key(&config)?;
+        let capacity = Capacity::of_system(config.max_clients);
         let store = config.dir.as_deref().map(|dir| Store::open(dir, &config)).transpose()?.map(Arc::new);
         Ok(Arc::new(Hub {
             run: random_run()?,
             events: Events::new(config.read_buffer_bytes),
             store,
             pipe: config.sink.clone().map(Pipe::new),
-            budget: Arc::new(Budget::new(receive_budget(&config))),
+            budget: Arc::new(Budget::new(receive_budget(&config), capacity.commits)),
             holders: Arc::default(),
             ids: Arc::default(),
             pace: Arc::new(Pace::new(config.limit_rate)),
             share: config.share.as_deref().map(Top::open).transpose()?.map(Arc::new),
             state: Mutex::default(),
             changed: Condvar::new(),
+            capacity,
             config,
         }))
     }
 
-    /// Counts a fresh connection in, or refuses it when too many strangers are there.
-    pub(crate) fn admit_stranger(&self, address: IpAddr) -> bool {
+    /// Counts a fresh connection in.
+    ///
+    /// # Errors
+    /// Too many strangers are there, or from there; or none are taken any more.
+    pub(crate) fn admit_stranger(&self, address: IpAddr) -> std::result::Result<(), Refusal> {
         let mut state = self.state.take();
         let here = state.strangers.get(&network(address)).copied().unwrap_or(0);
         let all: usize = state.strangers.values().sum();
-        if all >= STRANGERS_MAX || here >= STRANGERS_PER_ADDRESS_MAX || state.stopping {
-            return false;
+        if state.stopping {
+            return Err(Refusal::Stopping);
+        }
+        let bounds = [(all, self.capacity.strangers), (here, self.capacity.strangers_per_address)];
+        if let Some((_, most)) = bounds.into_iter().find(|(now, most)| now >= most) {
+            return Err(Refusal::Busy(u64::try_from(most).unwrap_or(u64::MAX)));
         }
         *state.strangers.entry(network(address)).or_default() += 1;
-        true
+        Ok(())
     }
 
     /// The hello is over, one way or the other.
@@ -117,17 +128,13 @@ impl Hub {
     }
 
     /// One connection, from its hello to its end, on the calling thread.
-    pub(crate) fn serve(self: &Arc<Self>, stream: TcpStream, address: IpAddr) {
-        let conn = Conn::new(stream).map(Arc::new);
-        let greeted = conn.as_ref().map_err(|_| Error::Closed).and_then(|conn| self.greet(conn));
-        self.forget_stranger(address);
-        let Ok(conn) = conn else { return };
+    pub(crate) fn serve(self: &Arc<Self>, conn: &Arc<Conn>) {
+        let greeted = self.greet(conn).inspect_err(|error| refuse(conn, error));
+        // Whoever is refused holds a descriptor and a thread for as long as that takes.
+        self.forget_stranger(conn.peer_addr().ip());
         let (session, reader, info) = match greeted {
             Ok(greeted) => greeted,
-            Err(error) => {
-                refuse(&conn, &error);
-                return self.events.push(Event::StrangerRefused { address: conn.peer_addr(), error });
-            }
+            Err(error) => return self.events.push(Event::StrangerRefused { address: conn.peer_addr(), error }),
         };
         let run = session.peer().run;
         self.events.push(Event::PeerConnected { peer: info.clone() });
@@ -152,8 +159,8 @@ impl Hub {
             let replaced =
                 state.members.values().find(|member| member.session.peer().run == peer.run).map(|m| m.info.id);
             let replaced = replaced.and_then(|id| state.members.remove(&id));
-            if state.members.len() >= self.config.max_clients {
-                return Err(Error::Refused(Refusal::Busy(u64::try_from(self.config.max_clients).unwrap_or(u64::MAX))));
+            if state.members.len() >= self.capacity.clients {
+                return Err(Error::Refused(Refusal::Busy(u64::try_from(self.capacity.clients).unwrap_or(u64::MAX))));
             }
             let parked = state.parked.remove(&peer.run);
             state.last_member += 1;

@@ -27,13 +27,15 @@ pub(crate) fn greet_as_client(
     Message::Hello { version_low: VERSION, version_high: VERSION, mode }.encode(&mut hello);
     let mut peer = Vec::new();
     Message::Peer(me.clone()).encode(&mut peer);
-    match key {
+    let said = match key {
         // Nothing of what follows depends on the answer.
-        None => write_all(conn, &[&hello[..], &peer].concat())?,
-        Some(_) => write_all(conn, &hello)?,
-    }
+        None => write_all(conn, &[&hello[..], &peer].concat()),
+        Some(_) => write_all(conn, &hello),
+    };
     let mut wait = Wait::new(conn, Decoder::for_client(), usize::MAX);
-    match wait.message()? {
+    // A server that takes nobody in says so and ends, perhaps before it was told anything.
+    let answer = wait.message();
+    match answer.or_else(|error| said.and(Err(error)))? {
         Message::Welcome { version: VERSION, mode: answered } if answered == mode => {}
         Message::Refused { subject: Subject::Connection, refusal } => return Err(Error::Refused(refusal)),
         _ => return Err(Error::violation("2.2", "WELCOME to something that was not offered")),
@@ -106,16 +108,28 @@ pub(crate) fn refuse(conn: &Conn, error: &Error) {
         Error::Wire(_) | Error::Violation(_) => Refusal::Protocol,
         _ => return conn.end(),
     };
+    if conn.write_now(&refused(refusal)).is_ok() {
+        conn.linger_after_refusal();
+    }
+    conn.end();
+}
+
+/// The same to somebody whose hello nobody has read, and without a wait.
+pub(crate) fn refuse_at_once(conn: &Conn, refusal: Refusal) {
+    // The buffers of a fresh connection are empty; if it is gone already, nobody is to be told.
+    let _ = conn.write_now(&refused(refusal));
+    conn.shutdown_write();
+    conn.read_away_what_came();
+}
+
+fn refused(refusal: Refusal) -> Vec<u8> {
     let mut bytes = Vec::new();
     match refusal {
         // Where the other side awaits our message of the handshake (PROTOCOL 10.4).
         Refusal::WrongKey => bytes.extend([0, 0]),
         _ => Message::Refused { subject: Subject::Connection, refusal }.encode(&mut bytes),
     }
-    if conn.write_now(&bytes).is_ok() {
-        conn.linger_after_refusal();
-    }
-    conn.end();
+    bytes
 }
 
 fn mode_of(key: Option<&Key>) -> u8 {

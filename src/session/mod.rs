@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-pub(crate) use hello::{greet_as_client, greet_as_server, refuse, welcome};
+pub(crate) use hello::{greet_as_client, greet_as_server, refuse, refuse_at_once, welcome};
 pub(crate) use mailbox::{Mailbox, MailboxContext, TextReport};
 pub(crate) use reader::FrameReader;
 
@@ -121,7 +121,7 @@ impl Session {
     /// Why it broke, or was ended.
     pub(crate) fn run(self: &Arc<Self>, mut reader: FrameReader) -> Result<Goodbye> {
         let epoch = self.mailbox.attach(&self.peer, waker(&self.this));
-        self.flush();
+        self.begin();
         let result = self.read(&mut reader, epoch);
         let violation = self.turn.take().violation.take();
         let result = match violation.map_or(result, Err) {

@@ -60,13 +60,23 @@ impl Texts {
         tail_bytes: usize,
         sequence: Option<u64>,
     ) -> std::result::Result<(), TooSlow> {
+        self.push_at(Instant::now(), frame, tail_bytes, sequence)
+    }
+
+    fn push_at(
+        &self,
+        now: Instant,
+        frame: &Arc<[u8]>,
+        tail_bytes: usize,
+        sequence: Option<u64>,
+    ) -> std::result::Result<(), TooSlow> {
         let mut state = self.state.take();
         if state.queued_bytes + frame.len() > OUTBOX_BYTES_MAX {
             return Err(TooSlow);
         }
         if state.queued_bytes > OUTBOX_BYTES_SLOW {
-            let since = *state.slow_since.get_or_insert_with(Instant::now);
-            if state.attached && since.elapsed() > OUTBOX_SLOW_AFTER {
+            let since = *state.slow_since.get_or_insert(now);
+            if state.attached && now.saturating_duration_since(since) > OUTBOX_SLOW_AFTER {
                 return Err(TooSlow);
             }
         }
@@ -175,5 +185,79 @@ impl Texts {
         let next = state.queue.get(state.sent);
         state.attached
             && next.is_some_and(|next| state.sent == 0 || state.sent_bytes + next.tail_bytes <= state.window_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::TEXT_WINDOW_BYTES;
+    use std::time::Duration;
+
+    fn attached() -> Texts {
+        let texts = Texts::new(|_| ());
+        texts.attach(u32::try_from(TEXT_WINDOW_BYTES).unwrap());
+        texts
+    }
+
+    fn frame(bytes: usize) -> Arc<[u8]> {
+        vec![0; bytes].into()
+    }
+
+    #[test]
+    fn as_much_waits_as_an_outbox_holds_and_not_a_byte_more() {
+        let texts = attached();
+        let now = Instant::now();
+        let quarter = frame(OUTBOX_BYTES_MAX / 4);
+        (0..4).for_each(|_| texts.push_at(now, &quarter, quarter.len(), None).unwrap());
+        assert_eq!(texts.push_at(now, &frame(1), 1, None), Err(TooSlow));
+        texts.take(&mut Vec::new());
+        texts.on_ack(1).unwrap();
+        texts.push_at(now, &quarter, quarter.len(), None).unwrap();
+        assert_eq!(texts.push_at(now, &frame(1), 1, None), Err(TooSlow));
+    }
+
+    #[test]
+    fn whoever_leaves_too_much_waiting_is_too_slow_after_a_while() {
+        let texts = attached();
+        let (now, one) = (Instant::now(), frame(1));
+        texts.push_at(now, &frame(OUTBOX_BYTES_SLOW), OUTBOX_BYTES_SLOW, None).unwrap();
+        // So much may wait for ever.
+        let day = Duration::from_secs(24 * 3600);
+        texts.push_at(now + day, &one, 1, None).unwrap();
+        // A byte more may not.
+        let since = now + 2 * day;
+        texts.push_at(since, &one, 1, None).unwrap();
+        texts.push_at(since + OUTBOX_SLOW_AFTER, &one, 1, None).unwrap();
+        let late = since + OUTBOX_SLOW_AFTER + Duration::from_millis(1);
+        assert_eq!(texts.push_at(late, &one, 1, None), Err(TooSlow));
+        // Nor does it count while there is no connection.
+        texts.detach();
+        texts.push_at(late, &one, 1, None).unwrap();
+        // What is acknowledged makes it quick again.
+        texts.attach(u32::try_from(TEXT_WINDOW_BYTES).unwrap());
+        texts.take(&mut Vec::new());
+        texts.on_ack(1).unwrap();
+        texts.push_at(late, &one, 1, None).unwrap();
+    }
+
+    #[test]
+    fn no_more_is_sent_unacknowledged_than_the_window_but_one_text_always_is() {
+        let texts = Texts::new(|_| ());
+        texts.attach(10);
+        let sent = |texts: &Texts| {
+            let mut out = Vec::new();
+            texts.take(&mut out);
+            out.len()
+        };
+        texts.push(&frame(20), 20, None).unwrap();
+        (0..3).for_each(|_| texts.push(&frame(5), 5, None).unwrap());
+        assert_eq!(sent(&texts), 20);
+        assert_eq!(sent(&texts), 0);
+        texts.on_ack(1).unwrap();
+        assert_eq!(sent(&texts), 10, "two of five fill it");
+        assert!(texts.on_ack(4).is_err(), "more than was sent");
+        texts.on_ack(2).unwrap();
+        assert_eq!(sent(&texts), 5);
     }
 }

@@ -60,9 +60,10 @@ enum Closing {
 const PRESENCE_MAX: usize = 4096;
 
 impl Turn {
+    /// The hello has it first: nothing may be said before its last frame.
     pub(super) fn new() -> Turn {
         Turn {
-            taken: false,
+            taken: true,
             writer_waits: false,
             rest: Vec::new(),
             pings: 0,
@@ -153,6 +154,12 @@ impl Turn {
 }
 
 impl Session {
+    /// The hello is complete: sends what came up meanwhile.
+    pub(super) fn begin(&self) {
+        self.turn.take().taken = false;
+        self.flush();
+    }
+
     /// Sends what there is, if the turn is free; whoever has it sends it else.
     pub(super) fn flush(&self) {
         let mut turn = self.turn.take();

@@ -20,7 +20,7 @@ use super::{Existing, Meta, Partial, Time};
 use crate::config::{IfExists, GROUP_FILES_MAX, GROUP_FILE_BYTES_MAX, SYNCFS_FILES_LEAST};
 use crate::error::Refusal;
 use crate::name::{SafeName, SafePath};
-use crate::worker::{spawn, Worker};
+use crate::worker::Worker;
 
 /// A file under its real name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +65,7 @@ pub(crate) struct Directory {
     pub(super) label: PathBuf,
 }
 
-/// A [`Done`] that is called even if a thread can't be started, or panics.
+/// A [`Done`] that is called even if a thread panics.
 pub(super) struct Answer(Option<Done>);
 
 impl Committer {
@@ -80,12 +80,12 @@ impl Committer {
     }
 
     pub(super) fn push(&self, job: Job) {
-        // Without a thread the job is dropped, which answers it.
+        // What has arrived whole is not to be lost for want of a thread.
         if job.file.size() <= GROUP_FILE_BYTES_MAX {
-            let _ = self.group.push(job);
+            self.group.push_or_do(job);
         } else {
             let round = Arc::clone(&self.round);
-            let _ = spawn("commit-large", move || round.run(vec![job]));
+            Worker::new("commit-large", 1, move |jobs| round.run(jobs)).push_or_do(job);
         }
     }
 }

@@ -338,6 +338,16 @@ mod tests {
     }
 
     #[test]
+    fn no_more_directories_are_remembered_than_the_limit() {
+        let ids = Mutex::default();
+        for number in 0..u64::try_from(2 * DIRECTORIES_REMEMBERED + 1).unwrap() {
+            remember(&ids, Id { device: 1, number });
+            assert!((1..=DIRECTORIES_REMEMBERED).contains(&ids.take().len()));
+        }
+        assert_eq!(ids.take().len(), 1, "all are forgotten at once");
+    }
+
+    #[test]
     fn a_missing_directory_is_found_missing_and_not_made() {
         let root = tempfile::tempdir().unwrap();
         let path = SafePath::parse(b"a/file").unwrap();

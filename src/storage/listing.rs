@@ -147,6 +147,20 @@ mod tests {
     }
 
     #[test]
+    fn a_page_has_no_more_bytes_than_one_path_more_than_the_limit() {
+        let root = tempfile::tempdir().unwrap();
+        let name_bytes = 250;
+        let count = LIST_BYTES_MAX / name_bytes + 2;
+        (0..count).for_each(|n| fs::write(root.path().join(format!("{n:0name_bytes$}")), "x").unwrap());
+        let top = Top::open(root.path()).unwrap();
+        let page = top.list(None);
+        // 262 times 250 are less than 64 KiB, 263 times are more.
+        assert_eq!((page.entries.len(), page.more), (LIST_BYTES_MAX.div_ceil(name_bytes), true));
+        let rest = top.list(page.entries.last().map(|entry| &entry.path));
+        assert_eq!((page.entries.len() + rest.entries.len(), rest.more), (count, false));
+    }
+
+    #[test]
     fn nothing_outside_is_found() {
         let (root, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fs::write(elsewhere.path().join("secret"), "x").unwrap();

@@ -120,6 +120,8 @@ mod tests {
         let name = SafeName::parse(b"a.tar.gz").unwrap();
         let names = |if_exists| names_for(&name, if_exists).take(3).map(|name| name.to_string()).collect::<Vec<_>>();
         assert_eq!(names(IfExists::Rename), ["a.tar.gz", "a-1.tar.gz", "a-2.tar.gz"]);
+        let all = names_for(&name, IfExists::Rename);
+        assert_eq!(u32::try_from(all.count()), Ok(1 + NUMBERED_NAMES_MAX));
         assert_eq!(names(IfExists::Replace), ["a.tar.gz"]);
         assert_eq!(names(IfExists::Refuse), ["a.tar.gz"]);
     }

@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use super::*;
-use crate::config::MAX_FILE_BYTES;
+use crate::config::{MAX_FILE_BYTES, PARTIALS_OF_A_FILE_MAX};
 
 const BLOCK: usize = 256 * 1024;
 const WAIT: Duration = Duration::from_secs(20);
@@ -247,6 +247,31 @@ fn a_partial_in_use_is_left_to_its_user() {
     assert_eq!(stored(outcome(|done| store.commit(first, meta.clone(), done))), "big");
     drop(second);
     assert_eq!(partials(root.path()), 1);
+}
+
+#[test]
+fn as_many_runs_may_send_one_file_as_it_may_have_partials() {
+    let (_root, store) = store(IfExists::Rename);
+    let meta = meta("a", &content(1, 0));
+    let most = usize::try_from(PARTIALS_OF_A_FILE_MAX).unwrap();
+    let mut partials: Vec<_> = (0..most).map(|_| store.open_partial(&meta).unwrap()).collect();
+    assert!(store.open_partial(&meta).is_err());
+    partials.pop();
+    assert!(store.open_partial(&meta).is_ok());
+}
+
+#[test]
+fn no_more_files_of_one_size_are_compared_than_the_limit() {
+    let (root, store) = store(IfExists::Rename);
+    let meta = meta("a", b"12345");
+    fs::write(root.path().join("a"), "other").unwrap();
+    (1..SAME_SIZE_FILES_MAX - 1)
+        .for_each(|number| fs::write(root.path().join(format!("a-{number}")), "other").unwrap());
+    assert_eq!(store.admit(&meta).unwrap().len(), SAME_SIZE_FILES_MAX - 1);
+    for number in [SAME_SIZE_FILES_MAX - 1, SAME_SIZE_FILES_MAX] {
+        fs::write(root.path().join(format!("a-{number}")), "other").unwrap();
+        assert_eq!(store.admit(&meta).unwrap().len(), SAME_SIZE_FILES_MAX);
+    }
 }
 
 #[test]

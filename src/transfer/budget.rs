@@ -8,13 +8,11 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use crate::config::{CREDIT_BYTES_LEAST, WINDOW_BYTES_MAX};
 use crate::worker::Lock;
 
-/// Files between their last byte and their receipt, in the whole process: each holds a descriptor.
-const COMMITS_MAX: usize = 256;
-
 /// Shared by all connections of one server or client.
 pub(crate) struct Budget {
     state: Mutex<State>,
     commits: Mutex<usize>,
+    commits_max: usize,
     commit_ended: Condvar,
 }
 
@@ -28,10 +26,10 @@ struct State {
 }
 
 impl Budget {
-    /// A budget of `bytes`.
-    pub(crate) fn new(bytes: u64) -> Budget {
+    /// A budget of `bytes`, and of so many files that are committed at once.
+    pub(crate) fn new(bytes: u64, commits_max: usize) -> Budget {
         let state = State { free: bytes, total: bytes, active: 0, waiting: Vec::new() };
-        Budget { state: Mutex::new(state), commits: Mutex::new(0), commit_ended: Condvar::new() }
+        Budget { state: Mutex::new(state), commits: Mutex::new(0), commits_max, commit_ended: Condvar::new() }
     }
 
     /// A connection begins to receive.
@@ -89,7 +87,7 @@ impl Budget {
         let commits = self.commits.take();
         let mut commits = self
             .commit_ended
-            .wait_while(commits, |commits| *commits >= COMMITS_MAX)
+            .wait_while(commits, |commits| *commits >= self.commits_max)
             .unwrap_or_else(PoisonError::into_inner);
         *commits += 1;
     }
@@ -108,7 +106,7 @@ mod tests {
 
     #[test]
     fn no_more_is_lent_than_there_is_and_who_waits_is_woken() {
-        let budget = Budget::new(4 * CREDIT_BYTES_LEAST);
+        let budget = Budget::new(4 * CREDIT_BYTES_LEAST, 1);
         let woken = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&woken);
         let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
@@ -124,8 +122,26 @@ mod tests {
     }
 
     #[test]
+    fn only_so_many_files_are_committed_at_once() {
+        let budget = Arc::new(Budget::new(0, 2));
+        budget.begin_commit();
+        budget.begin_commit();
+        let begun = Arc::new(AtomicUsize::new(0));
+        let (waiting, counter) = (Arc::clone(&budget), Arc::clone(&begun));
+        let third = std::thread::spawn(move || {
+            waiting.begin_commit();
+            counter.fetch_add(1, Ordering::SeqCst);
+        });
+        std::thread::park_timeout(std::time::Duration::from_millis(50));
+        assert_eq!(begun.load(Ordering::SeqCst), 0);
+        budget.end_commit();
+        third.join().unwrap();
+        assert_eq!(begun.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
     fn shares_shrink_as_connections_multiply() {
-        let budget = Budget::new(WINDOW_BYTES_MAX);
+        let budget = Budget::new(WINDOW_BYTES_MAX, 1);
         budget.join();
         assert_eq!(budget.share(), WINDOW_BYTES_MAX);
         (0..3).for_each(|_| budget.join());

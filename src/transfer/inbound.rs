@@ -3,7 +3,7 @@
 //! The session's reader passes messages in and never waits: what touches the disk is done by this connection's disk thread, in
 //! order. What is to be said to the peer is kept as state and taken out by whoever has the send turn ([`Inbound::control`]).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
@@ -13,7 +13,7 @@ use super::holders::{Hold, Holders, Pulse};
 use super::incoming::{Incoming, Stage};
 use super::ledger::Ledger;
 use super::{Direction, Kind, Receipt, Report, RequestId, Requests, TransferFailure, TransferIds};
-use crate::config::OPEN_TRANSFERS_MAX;
+use crate::config::{OPEN_TRANSFERS_MAX, SMALL_FILES_BEGUN_MAX};
 use crate::error::{Error, Refusal, Result};
 use crate::name::SafePath;
 use crate::storage::{Committed, Existing, Failure, Meta, Pipe, Store};
@@ -67,6 +67,16 @@ struct Files {
     /// Larger files that are received or compared.
     large: usize,
     waiting: VecDeque<u32>,
+    /// Small files that are begun: each holds a partial.
+    small: BTreeSet<u32>,
+}
+
+impl Files {
+    /// Whether data for `number` would begin one small file too many.
+    fn is_one_too_many(&self, number: u32) -> bool {
+        let begins = |file: &Incoming| file.meta.is_small() && matches!(file.stage, Stage::Receiving(None));
+        self.small.len() >= SMALL_FILES_BEGUN_MAX && self.open.get(&number).is_some_and(begins)
+    }
 }
 
 enum Job {
@@ -439,6 +449,9 @@ impl Inner {
     fn chunk(self: &Arc<Self>, files: &mut Files, chunk: Chunk) -> Result<()> {
         let length = u64::try_from(chunk.data.len()).unwrap_or(u64::MAX);
         let number = chunk.transfer;
+        if files.is_one_too_many(number) {
+            return self.damaged(files, number, chunk.offset, length);
+        }
         let written = (|| {
             let Some(file) = files.open.get_mut(&number) else { return Ok(Ok(())) };
             file.expect_chunk(chunk.offset, length)?;
@@ -451,6 +464,9 @@ impl Inner {
                 return Err(Error::violation("6.1", "CHUNK that was not asked for"));
             };
             let Some(store) = &self.context.store else { return Ok(Ok(())) };
+            if partial.is_none() {
+                files.small.insert(number);
+            }
             if file.kind == Kind::Stream {
                 if let Err(failure) = store.check_size(chunk.offset + length) {
                     return Ok(Err(failure));
@@ -622,6 +638,7 @@ impl Inner {
             let awaits = file.awaits_more();
             return if awaits { Ok(()) } else { Err(Error::violation("6.7", "FINISH before everything was sent")) };
         };
+        files.small.remove(&number);
         let partial = match std::mem::replace(&mut file.stage, Stage::Committing { crc }) {
             Stage::Receiving(partial) => partial,
             Stage::Piping(pipe) => {
@@ -725,6 +742,7 @@ impl Inner {
     fn end(self: &Arc<Self>, files: &mut Files, number: u32) {
         let Some(file) = files.open.remove(&number) else { return };
         files.waiting.retain(|&other| other != number);
+        files.small.remove(&number);
         self.ledger.take().ended(number);
         if file.is_large() && !matches!(file.stage, Stage::Waiting) {
             files.large = files.large.saturating_sub(1);

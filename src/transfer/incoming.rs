@@ -231,3 +231,36 @@ impl Incoming {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::name::SafePath;
+    use crate::storage::Time;
+
+    fn incoming() -> Incoming {
+        let path = SafePath::parse(b"a").unwrap();
+        let mtime = Time { seconds: 1, nanoseconds: 0 };
+        let meta = Meta { path, size: 1 << 40, mtime, mode: 0o644, content_crc: 0, is_stream: false };
+        Incoming::new(1, Kind::File, None, meta)
+    }
+
+    #[test]
+    fn no_more_ranges_are_asked_for_than_a_sender_takes() {
+        let mut file = incoming();
+        let many = u64::try_from(REPAIRS_MAX).unwrap() + 1;
+        // Every other byte, so that no two are one range.
+        (0..many).for_each(|number| file.want(2 * number, 1));
+        assert_eq!(file.ask().len(), REPAIRS_MAX);
+        assert_eq!(file.ask(), []);
+        file.expect_chunk(0, 1).unwrap();
+        assert_eq!(file.ask(), [(2 * many - 2, 1)]);
+    }
+
+    #[test]
+    fn a_line_that_damages_too_much_is_given_up() {
+        let mut file = incoming();
+        (0..DAMAGED_CHUNKS_MAX).for_each(|_| file.chunk_damaged(0, 1).unwrap());
+        assert_eq!(file.chunk_damaged(0, 1), Err(Refusal::Damaged));
+    }
+}

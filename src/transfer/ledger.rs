@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn data_past_the_credit_is_a_violation() {
-        let budget = Arc::new(Budget::new(WINDOW_BYTES_MAX));
+        let budget = Arc::new(Budget::new(WINDOW_BYTES_MAX, 1));
         let mut ledger = ledger(&budget);
         assert!(open(&mut ledger, 1));
         assert!(ledger.arrived(1, WINDOW_BYTES_MAX).unwrap());
@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn numbers_and_offers_are_bounded() {
-        let budget = Arc::new(Budget::new(WINDOW_BYTES_MAX));
+        let budget = Arc::new(Budget::new(WINDOW_BYTES_MAX, 1));
         let mut ledger = ledger(&budget);
         for number in 1..=OFFERS_MAX {
             ledger.offered(number).unwrap();
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn nothing_is_acknowledged_before_its_send() {
-        let budget = Arc::new(Budget::new(CREDIT_BYTES_LEAST));
+        let budget = Arc::new(Budget::new(CREDIT_BYTES_LEAST, 1));
         let (mut first, mut second) = (ledger(&budget), ledger(&budget));
         assert!(open(&mut first, 1));
         assert!(!open(&mut second, 1) && !open(&mut second, 2));
@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_starved_connection_is_told_when_the_budget_has_room_again() {
-        let budget = Arc::new(Budget::new(CREDIT_BYTES_LEAST));
+        let budget = Arc::new(Budget::new(CREDIT_BYTES_LEAST, 1));
         let (mut first, mut second) = (ledger(&budget), ledger(&budget));
         assert!(open(&mut first, 1));
         assert!(!open(&mut second, 1), "nothing is left for the second");

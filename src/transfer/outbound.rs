@@ -13,7 +13,8 @@ use super::pace::Pace;
 use super::window::Window;
 use super::{Direction, Kind, Report, TransferFailure, TransferId, TransferIds};
 use crate::config::{
-    block_bytes, BLOCK_BYTES_LEAST, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, REQUESTS_MAX, SUMS_PER_FRAME, TREE_STEP,
+    block_bytes, BLOCK_BYTES_LEAST, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, OPEN_TRANSFERS_MAX, REQUESTS_MAX,
+    SUMS_PER_FRAME, TREE_STEP,
 };
 use crate::error::{Error, Refusal, Result};
 use crate::name::SafePath;
@@ -505,6 +506,10 @@ impl Outbound {
             return Err(Error::SourceChanged { path });
         }
         sending.grew = grew;
+        if small {
+            // Thousands may wait for their receipts; a REPAIR opens it again.
+            sending.source = None;
+        }
         sending.finished();
         Message::Finish { transfer: number, size, crc, grew }.encode(out);
         Ok(())
@@ -542,6 +547,13 @@ impl Outbound {
         if let Some(link) = &mut state.link {
             link.credit = credit;
             link.unanswered = link.unanswered.saturating_sub(1);
+        }
+        let is_large = |file: &Outgoing| !file.is_small() && !file.is_directory();
+        let is_open = |file: &&Outgoing| is_large(file) && matches!(file.phase, Phase::Sending(_));
+        if state.files.get(&id).is_some_and(is_large)
+            && state.files.values().filter(is_open).count() >= OPEN_TRANSFERS_MAX
+        {
+            return Err(Error::violation("5.4", "more larger files at once than a receiver may have open"));
         }
         let Some(file) = state.files.get_mut(&id) else { return Ok(()) };
         match file.begin(have) {
@@ -591,6 +603,9 @@ impl Outbound {
             let first_block = u32::try_from(index).unwrap_or(u32::MAX);
             let mut crcs = Vec::new();
             while index < blocks && crcs.len() < SUMS_PER_FRAME {
+                if self.state.take().epoch != epoch {
+                    return Ok(());
+                }
                 let crc = source.block_crc(index, &mut buffer)?;
                 whole = super::combine_crc(whole, crc, block.min(have - index * block));
                 crcs.push(crc);
@@ -794,7 +809,8 @@ impl State {
             || self.sending.iter().any(|id| self.files.get(id).is_some_and(|file| file.step(length_max).is_some()))
     }
 
-    /// The next piece of work: offers first, so that small files share a round trip; then the transfers in turn.
+    /// The next piece of work: offers first, so that small files share a round trip; then the transfers in turn, each with
+    /// one chunk, or a small file with all of them.
     fn pick(&mut self) -> Option<Work> {
         let link = self.link.as_ref()?;
         let length_max = link.length_max();
@@ -822,7 +838,12 @@ impl State {
             match file.step(length_max) {
                 Some(Step::Chunk { offset, length }) => {
                     let Some(source) = file.opening() else { continue };
-                    self.sending.push_back(id);
+                    // A small file keeps its turn to its end: each that is begun holds descriptors on both sides.
+                    if file.is_small() {
+                        self.sending.push_front(id);
+                    } else {
+                        self.sending.push_back(id);
+                    }
                     return Some(Work::Chunk { number, id, offset, length, source });
                 }
                 // It leaves the turn; a REPAIR brings it back.

@@ -383,3 +383,23 @@ impl Sending {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_receiver_may_ask_for_so_many_ranges_and_no_more() {
+        let stream = Content::Stream(Arc::new(Stream::of_reader(std::io::empty())));
+        let mut file = Outgoing::new(1, 0, &SafePath::parse(b"a").unwrap(), stream);
+        file.phase = Phase::Offered;
+        file.begin(0).unwrap();
+        let sending = file.sending().unwrap();
+        let size = 1000;
+        for (offset, length) in [(0, 0), (size, 1), (0, size + 1), (u64::MAX, 2)] {
+            assert!(sending.repair(size, offset, length).is_err(), "{length} bytes at {offset}");
+        }
+        (0..REPAIRS_MAX).for_each(|_| sending.repair(size, 0, size).unwrap());
+        assert!(sending.repair(size, 0, size).is_err());
+    }
+}
