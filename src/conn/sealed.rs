@@ -118,6 +118,13 @@ struct Receive {
 }
 
 impl Seal {
+    /// Begins to count again, for a fuzz target that makes keys once.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn restart(&self) {
+        *self.send.take() = Send::default();
+        *self.receive.take() = Receive::default();
+    }
+
     /// Writes `bytes` by `send`, which may take less than it is given, and nothing once it would wait.
     pub(crate) fn write(&self, bytes: &[u8], send: impl Fn(&[u8]) -> io::Result<usize>) -> io::Result<usize> {
         let state = &mut *self.send.take();
