@@ -324,10 +324,11 @@ impl Inner {
     /// Begins when nobody else is receiving this file, or those who are were asked.
     fn settle(self: &Arc<Self>, files: &mut Files, number: u32) {
         let Some(file) = files.open.get_mut(&number) else { return };
+        // It has its place, which it gives back however it ends.
+        file.stage = Stage::Settling;
         if !self.context.holders.is_held(&file.meta) {
             return self.begin(files, number);
         }
-        file.stage = Stage::Settling;
         let meta = file.meta.clone();
         if self.settle.get().is_none_or(|worker| worker.push((number, meta)).is_err()) {
             self.begin(files, number);

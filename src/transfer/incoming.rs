@@ -48,7 +48,7 @@ pub(super) struct Incoming {
 pub(super) enum Stage {
     /// Waits for one of the open places.
     Waiting,
-    /// Has a place, and waits for others who receive the same file.
+    /// Has a place, and waits for its answer, or for others who receive the same file.
     Settling,
     /// Goes into a pipe.
     Piping(Pipe),
