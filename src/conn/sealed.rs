@@ -118,11 +118,11 @@ struct Receive {
 }
 
 impl Seal {
-    /// Begins to count again, for a fuzz target that makes keys once.
+    /// Begins anew with this record, for a fuzz target that makes keys once.
     #[cfg(any(test, feature = "fuzzing"))]
-    pub(crate) fn restart(&self) {
-        *self.send.take() = Send::default();
-        *self.receive.take() = Receive::default();
+    pub(crate) fn restart(&self, records: u32) {
+        *self.send.take() = Send { records: records.into(), ..Send::default() };
+        *self.receive.take() = Receive { records: records.into(), ..Receive::default() };
     }
 
     /// Writes `bytes` by `send`, which may take less than it is given, and nothing once it would wait.

@@ -6,6 +6,7 @@
 
 mod connection;
 mod names;
+mod receiver;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -18,6 +19,7 @@ pub const TARGETS: &[Target] = &[
     ("decoder", wire::decoder),
     ("escape", names::escape),
     ("hello", connection::hello),
+    ("inbound", receiver::inbound),
     ("message", wire::message),
     ("name", names::name),
     #[cfg(feature = "encrypt")]

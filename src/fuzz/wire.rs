@@ -34,9 +34,11 @@ pub(super) fn decoder(data: &[u8]) {
     };
     let whole = decode(&mut |left| left, false);
     let mut random = Random::of(data);
-    assert_eq!(decode(&mut |left| 1 + random.below(left.min(40)), false), whole);
-    assert_eq!(decode(&mut |left| 1 + random.below(left.min(40)), true), whole);
-    assert_eq!(decode(&mut |_| 1, random.below(2) == 0), whole);
+    let (straight, most) = (random.below(2) == 0, 1 + random.below(40));
+    assert_eq!(decode(&mut |left| 1 + random.below(left.min(most)), straight), whole);
+    if stream.len() < 200 {
+        assert_eq!(decode(&mut |_| 1, !straight), whole);
+    }
 }
 
 fn begin(side: Side, chunk_bytes_max: usize) -> Decoder {
@@ -46,11 +48,16 @@ fn begin(side: Side, chunk_bytes_max: usize) -> Decoder {
     };
     decoder.set_chunk_bytes_max(chunk_bytes_max);
     if matches!(side, Side::Greeted) {
-        let hello = encode(&Message::Hello { version_low: VERSION, version_high: VERSION, mode: 0 });
-        assert!(matches!(decoder.decode(&hello), Ok((count, Some(_))) if count == hello.len()));
-        decoder.hello_complete();
+        greet(&mut decoder);
     }
     decoder
+}
+
+/// A server's decoder has seen a hello.
+pub(super) fn greet(decoder: &mut Decoder) {
+    let hello = encode(&Message::Hello { version_low: VERSION, version_high: VERSION, mode: 0 });
+    assert!(matches!(decoder.decode(&hello), Ok((count, Some(_))) if count == hello.len()));
+    decoder.hello_complete();
 }
 
 /// All frames, and how the stream ended; `cut` tells how much of what is left comes next.
@@ -152,7 +159,7 @@ pub(super) fn encode(message: &Message) -> Vec<u8> {
 /// Bytes of which some are frames: whole ones, some that break one rule, and anything.
 pub(super) fn stream(bytes: &mut Bytes) -> Vec<u8> {
     let mut stream = Vec::new();
-    while !bytes.is_empty() && stream.len() < 1 << 16 {
+    while !bytes.is_empty() && stream.len() < 1 << 12 {
         let kind = bytes.u8();
         match kind % 8 {
             0 => stream.extend(bytes.string()),
