@@ -416,6 +416,16 @@ impl Inner {
         }
     }
 
+    /// An equal file was there, as far as its blocks tell; FINISH has to say the same.
+    fn confirm_equal(self: &Arc<Self>, files: &mut Files, number: u32, existing: Existing, crc: u32) {
+        match files.open.get_mut(&number) {
+            Some(file) if file.finish.is_some_and(|(expected, _)| expected == crc) => {
+                self.confirm(file, number, existing, crc);
+            }
+            _ => self.refuse(files, number, Refusal::Damaged.into()),
+        }
+    }
+
     fn confirm(self: &Arc<Self>, file: &mut Incoming, number: u32, existing: Existing, crc: u32) {
         let Some(store) = &self.context.store else { return };
         file.stage = Stage::Committing { crc };
@@ -553,10 +563,10 @@ impl Inner {
                 }
                 Ok(())
             }
-            Compared::Existing(Ok(existing)) => {
+            Compared::Existing(Ok((existing, crc))) => {
                 match file.finish {
-                    Some((crc, _)) => self.confirm(file, number, existing, crc),
-                    None => file.stage = Stage::Equal(existing),
+                    Some(_) => self.confirm_equal(files, number, existing, crc),
+                    None => file.stage = Stage::Equal(existing, crc),
                 }
                 Ok(())
             }
@@ -600,8 +610,8 @@ impl Inner {
         }
         file.finish = Some((crc, grew));
         match std::mem::replace(&mut file.stage, Stage::Waiting) {
-            Stage::Equal(existing) => {
-                self.confirm(file, number, existing, crc);
+            Stage::Equal(existing, crc) => {
+                self.confirm_equal(files, number, existing, crc);
                 Ok(())
             }
             stage => {

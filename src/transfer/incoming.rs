@@ -56,8 +56,8 @@ pub(super) enum Stage {
     Receiving(Option<Arc<Partial>>),
     /// Compared with files of its size that were there.
     Candidates(Vec<Existing>),
-    /// An equal one was there; its receipt waits for FINISH, which has the CRC.
-    Equal(Existing),
+    /// An equal one was there, with this CRC; its receipt waits for FINISH.
+    Equal(Existing, u32),
     /// With the storage.
     Committing { crc: u32 },
 }
