@@ -76,6 +76,9 @@ pub mod config;
 mod conn;
 mod error;
 mod event;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzz;
 mod hub;
 mod key;
 mod name;

@@ -38,8 +38,8 @@ impl SafeName {
     /// [`Unsafe`] for an empty name, `.`, `..`, more than 255 bytes, a `/`, NUL, control, bidirectional or invisible
     /// character, or the name of one of our partials.
     pub fn parse(bytes: &[u8]) -> Result<SafeName, Unsafe> {
-        let is_partial = bytes.starts_with(PARTIAL_PREFIX.as_bytes()) && bytes.ends_with(PARTIAL_SUFFIX.as_bytes());
-        if bytes.is_empty() || bytes.len() > NAME_BYTES_MAX || bytes == b"." || bytes == b".." || is_partial {
+        let is_long = bytes.len() > NAME_BYTES_MAX;
+        if bytes.is_empty() || is_long || bytes == b"." || bytes == b".." || is_like_partial(bytes) {
             return Err(Unsafe);
         }
         let unsafe_inside =
@@ -76,6 +76,10 @@ impl SafeName {
         room -= name.len();
         name.extend_from_slice(number.as_bytes());
         name.extend_from_slice(shortened(extension, room));
+        if is_like_partial(&name) {
+            // The number made it one, or that it was shortened.
+            name.pop();
+        }
         SafeName(name)
     }
 }
@@ -230,6 +234,10 @@ fn is_unprintable(c: char) -> bool {
             | '\u{e0000}'..='\u{e0fff}')
 }
 
+fn is_like_partial(name: &[u8]) -> bool {
+    name.starts_with(PARTIAL_PREFIX.as_bytes()) && name.ends_with(PARTIAL_SUFFIX.as_bytes())
+}
+
 /// The longest start of `bytes` within `room` bytes that does not cut a UTF-8 character in two.
 fn shortened(bytes: &[u8], room: usize) -> &[u8] {
     let is_continuation = |at: usize| bytes.get(at).is_some_and(|byte| byte & 0b1100_0000 == 0b1000_0000);
@@ -328,6 +336,14 @@ mod tests {
         assert_eq!(numbered(".config.toml"), ".config-1.toml");
         assert_eq!(numbered(&"x".repeat(255)).len(), 255);
         assert!(String::from_utf8(SafeName::parse("é".repeat(127).as_bytes()).unwrap().numbered(7).0).is_ok());
+    }
+
+    #[test]
+    fn no_number_makes_the_name_of_a_partial() {
+        let numbered = |name: &str| SafeName::parse(name.as_bytes()).unwrap().numbered(1).to_string();
+        assert_eq!(numbered(".postwire.part"), ".postwire-1.par");
+        let start = format!(".postwire-{}", "x".repeat(238));
+        assert_eq!(numbered(&format!("{start}.partzz")), format!("{start}-1.par"));
     }
 
     #[test]

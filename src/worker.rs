@@ -7,6 +7,7 @@ use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use crate::capacity::threads_by_maps;
 use crate::config::{IDLE_THREAD, THREAD_STACK_BYTES};
@@ -27,10 +28,14 @@ impl<T> Lock<T> for Mutex<T> {
 ///
 /// # Errors
 /// The system has no room for another, or no memory maps: a thread that starts without those takes the process with it.
-pub(crate) fn spawn<F>(name: &str, body: F) -> io::Result<thread::JoinHandle<()>>
+pub(crate) fn spawn<F>(name: &'static str, body: F) -> io::Result<()>
 where
     F: FnOnce() + Send + 'static,
 {
+    #[cfg(any(test, feature = "fuzzing"))]
+    let Some(body) = held::hold(name, body) else {
+        return Ok(());
+    };
     static RUNNING: AtomicUsize = AtomicUsize::new(0);
     static MOST: LazyLock<usize> = LazyLock::new(threads_by_maps);
     let place = Place::take(&RUNNING, *MOST)?;
@@ -38,7 +43,7 @@ where
         let _place = place;
         body();
     };
-    thread::Builder::new().name(name.to_owned()).stack_size(THREAD_STACK_BYTES).spawn(counted)
+    thread::Builder::new().name(name.to_owned()).stack_size(THREAD_STACK_BYTES).spawn(counted).map(drop)
 }
 
 /// One of the threads that run.
@@ -57,6 +62,99 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How long a thread without work stays.
+pub(crate) fn idle() -> Duration {
+    #[cfg(any(test, feature = "fuzzing"))]
+    if held::is_on() {
+        return Duration::ZERO;
+    }
+    IDLE_THREAD
+}
+
+/// Lets other threads go on for so long.
+pub(crate) fn pause(time: Duration) {
+    #[cfg(any(test, feature = "fuzzing"))]
+    if held::run(0) {
+        return;
+    }
+    thread::park_timeout(time);
+}
+
+/// One thread that is all threads, for a fuzz target: what would be a thread waits here until the target runs it, so that the
+/// order is the target's, and an execution costs no thread.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod held {
+    use std::cell::RefCell;
+    use std::collections::VecDeque;
+    use std::rc::Rc;
+
+    thread_local! {
+        static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
+    }
+
+    struct Held {
+        threads: VecDeque<(&'static str, Box<dyn FnOnce()>)>,
+        meanwhile: Rc<dyn Fn()>,
+    }
+
+    /// Threads that this thread starts are held from now on. `meanwhile` is called before each wait for a socket.
+    pub(crate) fn begin(meanwhile: impl Fn() + 'static) {
+        HELD.set(Some(Held { threads: VecDeque::new(), meanwhile: Rc::new(meanwhile) }));
+    }
+
+    /// No longer; gives how many are left that were not run.
+    pub(crate) fn end() -> usize {
+        HELD.take().map_or(0, |held| held.threads.len())
+    }
+
+    pub(super) fn is_on() -> bool {
+        HELD.with_borrow(Option::is_some)
+    }
+
+    pub(super) fn hold<F: FnOnce() + 'static>(name: &'static str, body: F) -> Option<F> {
+        HELD.with_borrow_mut(|held| match held {
+            Some(held) => {
+                held.threads.push_back((name, Box::new(body)));
+                None
+            }
+            None => Some(body),
+        })
+    }
+
+    /// Runs one of them, until it is idle; `false` when there is none. One that waits for others is left for the last.
+    pub(crate) fn run(choice: usize) -> bool {
+        run_of(choice, |name| name != WAITS)
+    }
+
+    /// Runs one that waits for others, to be called when those have done what it waits for.
+    pub(crate) fn run_waiting() -> bool {
+        run_of(0, |name| name == WAITS)
+    }
+
+    /// Asks connections that are alive, and waits for their commits.
+    const WAITS: &str = "settle";
+
+    fn run_of(choice: usize, is_meant: impl Fn(&str) -> bool) -> bool {
+        let next = HELD.with_borrow_mut(|held| {
+            let threads = &mut held.as_mut()?.threads;
+            let meant: Vec<usize> =
+                threads.iter().enumerate().filter(|(_, (name, _))| is_meant(name)).map(|(at, _)| at).collect();
+            threads.remove(*meant.get(choice % meant.len().max(1))?)
+        });
+        let Some((_, body)) = next else { return false };
+        body();
+        true
+    }
+
+    /// A thread is about to wait for a socket.
+    pub(crate) fn meanwhile() {
+        let meanwhile = HELD.with_borrow(|held| held.as_ref().map(|held| Rc::clone(&held.meanwhile)));
+        if let Some(meanwhile) = meanwhile {
+            meanwhile();
+        }
     }
 }
 
@@ -127,7 +225,7 @@ impl<J: Send + 'static> Shared<J> {
                 if queue.jobs.is_empty() {
                     queue = self
                         .wake
-                        .wait_timeout_while(queue, IDLE_THREAD, |queue| queue.jobs.is_empty())
+                        .wait_timeout_while(queue, idle(), |queue| queue.jobs.is_empty())
                         .unwrap_or_else(PoisonError::into_inner)
                         .0;
                 }

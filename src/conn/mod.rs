@@ -58,6 +58,19 @@ impl Conn {
         })
     }
 
+    /// A connection to the other end of a pair of sockets, which costs a fuzz target less than TCP.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn of_pair(stream: std::os::unix::net::UnixStream) -> Conn {
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+        Conn {
+            stream: std::os::fd::OwnedFd::from(stream).into(),
+            local: nowhere,
+            peer: nowhere,
+            #[cfg(feature = "encrypt")]
+            seal: OnceLock::new(),
+        }
+    }
+
     /// What follows is sealed, both ways.
     #[cfg(feature = "encrypt")]
     pub(crate) fn seal(&self, seal: Seal) {
@@ -83,6 +96,8 @@ impl Conn {
     }
 
     fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        #[cfg(any(test, feature = "fuzzing"))]
+        crate::worker::held::meanwhile();
         loop {
             match (&self.stream).read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -120,6 +135,8 @@ impl Conn {
     }
 
     fn send(&self, bytes: &[u8], flags: SendFlags) -> io::Result<usize> {
+        #[cfg(any(test, feature = "fuzzing"))]
+        crate::worker::held::meanwhile();
         loop {
             match send(&self.stream, bytes, flags | SendFlags::NOSIGNAL) {
                 Err(rustix::io::Errno::INTR) => {}

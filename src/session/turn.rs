@@ -9,11 +9,11 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Session;
-use crate::config::{CHUNK_BYTES_MAX, IDLE_THREAD, REFUSED_TIMEOUT};
+use crate::config::{CHUNK_BYTES_MAX, REFUSED_TIMEOUT};
 use crate::error::{Error, Goodbye, Refusal};
 use crate::name::Nickname;
 use crate::wire::{Message, Presence, Subject};
-use crate::worker::{spawn, Lock};
+use crate::worker::{self, spawn, Lock};
 
 /// What waits for the turn, and who has it.
 pub(super) struct Turn {
@@ -197,7 +197,7 @@ impl Session {
         self.flush();
         let deadline = Instant::now() + REFUSED_TIMEOUT;
         while self.is_still_to_refuse() && Instant::now() < deadline {
-            std::thread::park_timeout(Duration::from_millis(2));
+            worker::pause(Duration::from_millis(2));
         }
     }
 
@@ -264,7 +264,8 @@ impl Session {
         turn.taken = false;
         turn.writer_waits = true;
         loop {
-            let at_most = self.mailbox.files.pause().unwrap_or(IDLE_THREAD).min(IDLE_THREAD);
+            let idle = worker::idle();
+            let at_most = self.mailbox.files.pause().unwrap_or(idle).min(idle);
             let (next, timeout) = self
                 .work
                 .wait_timeout_while(turn, at_most, |turn| turn.writer_waits && !turn.ended)
@@ -278,7 +279,7 @@ impl Session {
                 (turn.taken, turn.writer_waits) = (true, false);
                 return true;
             }
-            if turn.ended || (timeout.timed_out() && !self.mailbox.files.is_active()) {
+            if turn.ended || (timeout.timed_out() && (idle.is_zero() || !self.mailbox.files.is_active())) {
                 turn.writer_waits = false;
                 return false;
             }

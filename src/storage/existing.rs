@@ -73,7 +73,7 @@ impl Existing {
         crc(file, 0, self.size, buffer).map_err(|error| self.failure(errno_of(&error)))
     }
 
-    pub(super) fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.size
     }
 

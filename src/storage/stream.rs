@@ -89,7 +89,7 @@ impl Stream {
             this.state.take().end = Some(end);
             wake();
         };
-        spawn("stream", body).map(drop).map_err(Error::system("start a thread"))
+        spawn("stream", body).map_err(Error::system("start a thread"))
     }
 
     fn read(&self, input: Input, wake: &impl Fn()) -> io::Result<()> {

@@ -82,6 +82,19 @@ impl Budget {
         }
     }
 
+    /// Whether nobody holds any of it, and nothing is being committed.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn is_whole(&self) -> bool {
+        let state = self.state.take();
+        state.free == state.total && state.active == 0 && *self.commits.take() == 0
+    }
+
+    /// Whether somebody may find nothing free.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn is_lent(&self) -> bool {
+        self.state.take().free < CREDIT_BYTES_LEAST
+    }
+
     /// Waits until a file may be committed; only disk threads wait here.
     pub(crate) fn begin_commit(&self) {
         let commits = self.commits.take();

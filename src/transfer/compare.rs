@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use super::combine_crc;
 use super::holders::Hold;
+use crate::config::block_bytes;
 use crate::storage::{Existing, Partial};
 
 /// What is to be compared.
@@ -21,8 +23,8 @@ pub(super) enum Compared {
     Partial(Vec<(u64, Option<u32>)>),
     /// Its CRC, where it can be read.
     Prefix { length: u64, crc: Option<u32> },
-    /// The equal file, or the sums for a comparison with the partial.
-    Existing(Result<Existing, Vec<u32>>),
+    /// The equal file with its CRC, or the sums for a comparison with the partial.
+    Existing(Result<(Existing, u32), Vec<u32>>),
 }
 
 impl Compare {
@@ -47,8 +49,21 @@ impl Compare {
                     (0..).zip(&crcs).all(|(index, &crc)| existing.block_crc(index, &mut buffer).ok() == Some(crc))
                 };
                 let equal = candidates.into_iter().find(|existing| is_equal(existing));
-                Compared::Existing(equal.ok_or(crcs))
+                Compared::Existing(match equal {
+                    Some(existing) => {
+                        let crc = whole_crc(&crcs, existing.size());
+                        Ok((existing, crc))
+                    }
+                    None => Err(crcs),
+                })
             }
         }
     }
+}
+
+/// The CRC of a file of `size` bytes, of those of its blocks.
+fn whole_crc(crcs: &[u32], size: u64) -> u32 {
+    let block = block_bytes(size);
+    let parts = crcs.iter().zip(0..);
+    parts.fold(0, |whole, (&crc, index)| combine_crc(whole, crc, block.min(size.saturating_sub(index * block))))
 }

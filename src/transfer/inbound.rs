@@ -334,10 +334,11 @@ impl Inner {
     /// Begins when nobody else is receiving this file, or those who are were asked.
     fn settle(self: &Arc<Self>, files: &mut Files, number: u32) {
         let Some(file) = files.open.get_mut(&number) else { return };
+        // It has its place, which it gives back however it ends.
+        file.stage = Stage::Settling;
         if !self.context.holders.is_held(&file.meta) {
             return self.begin(files, number);
         }
-        file.stage = Stage::Settling;
         let meta = file.meta.clone();
         if self.settle.get().is_none_or(|worker| worker.push((number, meta)).is_err()) {
             self.begin(files, number);
@@ -422,6 +423,16 @@ impl Inner {
         file.comparing += 1;
         if let Err(error) = self.compare(number, Compare::Prefix { partial, hold, length: file.have }) {
             (self.context.violated)(error);
+        }
+    }
+
+    /// An equal file was there, as far as its blocks tell; FINISH has to say the same.
+    fn confirm_equal(self: &Arc<Self>, files: &mut Files, number: u32, existing: Existing, crc: u32) {
+        match files.open.get_mut(&number) {
+            Some(file) if file.finish.is_some_and(|(expected, _)| expected == crc) => {
+                self.confirm(file, number, existing, crc);
+            }
+            _ => self.refuse(files, number, Refusal::Damaged.into()),
         }
     }
 
@@ -568,10 +579,10 @@ impl Inner {
                 }
                 Ok(())
             }
-            Compared::Existing(Ok(existing)) => {
+            Compared::Existing(Ok((existing, crc))) => {
                 match file.finish {
-                    Some((crc, _)) => self.confirm(file, number, existing, crc),
-                    None => file.stage = Stage::Equal(existing),
+                    Some(_) => self.confirm_equal(files, number, existing, crc),
+                    None => file.stage = Stage::Equal(existing, crc),
                 }
                 Ok(())
             }
@@ -615,8 +626,8 @@ impl Inner {
         }
         file.finish = Some((crc, grew));
         match std::mem::replace(&mut file.stage, Stage::Waiting) {
-            Stage::Equal(existing) => {
-                self.confirm(file, number, existing, crc);
+            Stage::Equal(existing, crc) => {
+                self.confirm_equal(files, number, existing, crc);
                 Ok(())
             }
             stage => {

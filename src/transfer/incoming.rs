@@ -48,7 +48,7 @@ pub(super) struct Incoming {
 pub(super) enum Stage {
     /// Waits for one of the open places.
     Waiting,
-    /// Has a place, and waits for others who receive the same file.
+    /// Has a place, and waits for its answer, or for others who receive the same file.
     Settling,
     /// Goes into a pipe.
     Piping(Pipe),
@@ -56,8 +56,8 @@ pub(super) enum Stage {
     Receiving(Option<Arc<Partial>>),
     /// Compared with files of its size that were there.
     Candidates(Vec<Existing>),
-    /// An equal one was there; its receipt waits for FINISH, which has the CRC.
-    Equal(Existing),
+    /// An equal one was there, with this CRC; its receipt waits for FINISH.
+    Equal(Existing, u32),
     /// With the storage.
     Committing { crc: u32 },
 }

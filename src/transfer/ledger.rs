@@ -24,6 +24,8 @@ pub(super) struct Ledger {
     /// Bytes of each transfer that were written or found damaged; ACK is due for those in `acks`.
     received: BTreeMap<u32, u64>,
     acks: BTreeSet<u32>,
+    /// Transfers whose SEND was said: no other can be acknowledged.
+    sending: BTreeSet<u32>,
     /// All chunk bytes that came.
     arrived: u64,
     /// Those that are written or thrown away.
@@ -34,6 +36,8 @@ pub(super) struct Ledger {
     /// What of the credit is taken from the budget.
     held: u64,
     in_budget: bool,
+    /// Bytes were consumed since the credit was last said. Where their transfer has ended, another one's ACK says it.
+    untold: bool,
     /// The last ACK could not raise the credit: another is due once the budget has something again.
     starved: bool,
 }
@@ -49,12 +53,14 @@ impl Ledger {
             replies: VecDeque::new(),
             received: BTreeMap::new(),
             acks: BTreeSet::new(),
+            sending: BTreeSet::new(),
             arrived: 0,
             consumed: 0,
             credit: 0,
             credit_highest: 0,
             held: 0,
             in_budget: false,
+            untold: false,
             starved: false,
         }
     }
@@ -121,6 +127,7 @@ impl Ledger {
         self.open.remove(&number);
         self.received.remove(&number);
         self.acks.remove(&number);
+        self.sending.remove(&number);
         if self.open.is_empty() {
             self.release();
         }
@@ -141,36 +148,33 @@ impl Ledger {
                 break;
             }
             let Some(mut message) = self.replies.pop_front() else { break };
-            if let Message::Send { credit, .. } = &mut message {
+            if let Message::Send { transfer, credit, .. } = &mut message {
                 *credit = self.credit;
+                if self.received.contains_key(transfer) {
+                    self.sending.insert(*transfer);
+                }
             }
             message.encode(out);
         }
         let before = self.credit;
-        if self.starved && self.held < CREDIT_BYTES_LEAST && self.top_up() && self.credit > before {
-            self.acks.extend(self.sending());
+        let is_raised = self.starved && self.held < CREDIT_BYTES_LEAST && self.top_up() && self.credit > before;
+        if is_raised || (self.untold && self.acks.is_empty()) {
+            self.acks.extend(self.sending.first());
         }
         while out.len() < ENOUGH_BYTES {
             let Some(transfer) = self.acks.pop_first() else { break };
             self.top_up();
             let received = self.received.get(&transfer).copied().unwrap_or(0);
+            self.untold = false;
             Message::Ack { transfer, received, credit: self.credit }.encode(out);
         }
-    }
-
-    /// A transfer whose SEND was said: no other can be acknowledged. What the budget did not have for a SEND it may have a moment
-    /// later for an ACK.
-    fn sending(&self) -> Option<u32> {
-        let waits = |number: u32| {
-            self.replies.iter().any(|reply| matches!(reply, Message::Send { transfer, .. } if *transfer == number))
-        };
-        self.received.keys().copied().find(|&number| !waits(number))
     }
 
     /// Whether [`Ledger::control`] would add nothing.
     pub(super) fn has_nothing_to_say(&self) -> bool {
         let waits_for_credit = matches!(self.replies.front(), Some(Message::Send { .. })) && self.held == 0;
-        (self.replies.is_empty() || waits_for_credit) && self.acks.is_empty()
+        let credit_is_said = !self.untold || self.sending.is_empty();
+        (self.replies.is_empty() || waits_for_credit) && self.acks.is_empty() && credit_is_said
     }
 
     /// Whether nothing is open and nothing is left to say.
@@ -180,6 +184,7 @@ impl Ledger {
 
     fn consume(&mut self, length: u64) {
         self.consumed += length;
+        self.untold = true;
         let back = self.held.min(length);
         self.held -= back;
         self.budget.give_back(back);
@@ -263,10 +268,28 @@ mod tests {
         let (mut first, mut second) = (ledger(&budget), ledger(&budget));
         assert!(open(&mut first, 1));
         assert!(!open(&mut second, 1) && !open(&mut second, 2));
-        assert_eq!(second.sending(), None, "both wait for credit");
+        assert_eq!(second.sending.first(), None, "both wait for credit");
         first.ended(1);
         second.control(&mut Vec::new());
-        assert_eq!(second.sending(), Some(1));
+        assert_eq!(second.sending.first(), Some(&1));
+    }
+
+    #[test]
+    fn room_that_an_ended_transfer_leaves_is_told_to_the_others() {
+        let budget = Arc::new(Budget::new(CREDIT_BYTES_LEAST, 1));
+        let mut ledger = ledger(&budget);
+        assert!(open(&mut ledger, 1) && open(&mut ledger, 2));
+        let credit = ledger.credit;
+        assert!(ledger.arrived(1, credit).unwrap(), "all of it");
+        ledger.settled(1, credit);
+        ledger.ended(1);
+        let mut out = Vec::new();
+        assert!(!ledger.has_nothing_to_say());
+        ledger.control(&mut out);
+        assert!(!out.is_empty() && ledger.credit > credit, "an ACK of the second says it");
+        assert!(ledger.has_nothing_to_say());
+        assert!(!ledger.arrived(1, 100).unwrap(), "late data is thrown away");
+        assert!(!ledger.has_nothing_to_say());
     }
 
     #[test]
