@@ -64,7 +64,18 @@ fn peer(number: u8) -> Message {
 
 fn offer(transfer: u32, size: u64, path: &[u8]) -> Offer {
     let mtime = Time { seconds: 1, nanoseconds: 0 };
-    Offer { transfer, kind: 0, size, mtime, mode: 0o644, content_crc: 1, request: 0, path: path.to_vec() }
+    Offer {
+        transfer,
+        kind: 0,
+        size,
+        mtime,
+        mode: 0o644,
+        content_crc: 1,
+        request: 0,
+        relay: 0,
+        item: 0,
+        path: path.to_vec(),
+    }
 }
 
 fn chunk(transfer: u32, offset: u64, data: &[u8]) -> Message {
@@ -72,7 +83,7 @@ fn chunk(transfer: u32, offset: u64, data: &[u8]) -> Message {
 }
 
 fn text(sequence: u64) -> Text {
-    Text { run: RunId([9; 16]), sequence, from: None, to: None, text: "x".into() }
+    Text { run: RunId([9; 16]), sequence, from: None, to: None, leave: false, to_room: false, text: "x".into() }
 }
 
 /// One of each message; those of transfers are for number 7, which nobody offered.
@@ -201,7 +212,7 @@ fn cases() -> Vec<(String, Vec<u8>, Answer)> {
     let presence = Message::Presence(Presence::Joined(Nickname::parse(b"liar").unwrap()));
     case("a client that says who came", bytes(&[presence]), Answer::Nothing);
     // Requests.
-    let get = |request, path: &[u8]| Message::Get { request, path: path.to_vec() };
+    let get = |request, path: &[u8]| Message::Get { request, from: None, path: path.to_vec() };
     for path in [&b".."[..], b"../up", b"/etc/passwd", b"", b"a\0b", b"a//b"] {
         let name = format!("GET {}", String::from_utf8_lossy(path).escape_debug());
         case(&name, bytes(&[get(1, path)]), Answer::No(Refusal::BadName));
@@ -214,7 +225,7 @@ fn cases() -> Vec<(String, Vec<u8>, Answer)> {
     case("a request number used twice", bytes(&[get(1, b"file"), get(1, b"file")]), VIOLATION);
     let seventeen: Vec<Message> = (1..=17).map(|request| get(request, b"file")).collect();
     case("17 open requests", bytes(&seventeen), VIOLATION);
-    let list = Message::List { request: 1, after: b"../up".to_vec() };
+    let list = Message::List { request: 1, from: None, after: b"../up".to_vec() };
     case("LIST after a bad name", bytes(&[list]), Answer::No(Refusal::BadName));
     // Frames.
     case("an unknown type", raw(0x8f, &[], b""), Answer::End);
