@@ -10,13 +10,15 @@ use std::time::{Duration, Instant};
 
 use crate::capacity::Capacity;
 use crate::config::{
-    Config, Retry, CONNECTION_STANDS, DAMAGED_CONNECTIONS_MAX, RETRY_BROKEN, RETRY_FIRST, RETRY_LONGEST,
+    Config, Retry, CONNECTION_STANDS, DAMAGED_CONNECTIONS_MAX, RELAY_NICKNAMES_BYTES_MAX, RETRY_BROKEN, RETRY_FIRST,
+    RETRY_LONGEST,
 };
 use crate::conn::{dial, lookup, Address};
 use crate::error::{Error, Goodbye, Refusal, Result};
 use crate::event::{Event, Events, State, Text};
 use crate::hub::{
-    check_key, check_text, encode_text, event_of, introduction, offered_name, random_run, receive_budget, Seen,
+    check_key, check_text, encode_text, event_of, introduction, no_place_to_store, offered_name, random_run,
+    receive_budget, Seen,
 };
 use crate::name::{Nickname, SafePath};
 use crate::session::{greet_as_client, Handled, Hooks, Mailbox, MailboxContext, Owner, Session, SessionContext};
@@ -31,6 +33,17 @@ pub struct Client {
     shared: Arc<Shared>,
 }
 
+/// Who a file is for, through the server.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Recipients {
+    /// Their nicknames; `None`: everybody who is in the room when the file is offered.
+    pub to: Option<Vec<Nickname>>,
+    /// The server keeps it for those who are not there, and that is enough.
+    pub leave: bool,
+    /// How long to wait for who is not there; `None`: for ever. Who breaks off is waited for at least 30 s.
+    pub wait: Option<Duration>,
+}
+
 struct Shared {
     name: String,
     address: Address,
@@ -43,6 +56,8 @@ struct Shared {
     holders: Arc<Holders>,
     ids: Arc<TransferIds>,
     mailbox: Arc<Mailbox>,
+    /// Whom files are for, as the server is told.
+    relays: Mutex<Vec<Arc<wire::Relay>>>,
     link: Mutex<Link>,
     changed: Condvar,
     this: Weak<Shared>,
@@ -112,6 +127,7 @@ impl Client {
             holders: Arc::default(),
             ids,
             mailbox: Arc::new(mailbox),
+            relays: Mutex::default(),
             link: Mutex::new(link),
             changed: Condvar::new(),
             this: Weak::clone(this),
@@ -198,6 +214,27 @@ impl Client {
     /// # Errors
     /// [`Error::Argument`] over 64 KiB, [`Error::Closed`].
     pub fn send_text(&self, to: Option<&Nickname>, text: &str) -> Result<u64> {
+        self.say(to, text, false, false)
+    }
+
+    /// As [`Client::send_text`], for one who need not be there: it is handled when the server holds it durably, and said when
+    /// `to` comes, after whatever this run left for `to` before.
+    ///
+    /// # Errors
+    /// As [`Client::send_text`].
+    pub fn leave_text(&self, to: &Nickname, text: &str) -> Result<u64> {
+        self.say(Some(to), text, true, false)
+    }
+
+    /// As [`Client::send_text`], to everybody in the room, from one who is not in it ([`Config::join_room`]).
+    ///
+    /// # Errors
+    /// As [`Client::send_text`].
+    pub fn send_text_to_room(&self, text: &str) -> Result<u64> {
+        self.say(None, text, false, true)
+    }
+
+    fn say(&self, to: Option<&Nickname>, text: &str, leave: bool, to_room: bool) -> Result<u64> {
         check_text(text)?;
         let shared = &self.shared;
         shared.mailbox.texts.wait_for_room(text.len())?;
@@ -206,7 +243,8 @@ impl Client {
             let mut link = shared.link.take();
             link.last_sequence += 1;
             let sequence = link.last_sequence;
-            let text = wire::Text { run: shared.run, sequence, from: None, to: to.cloned(), text: text.to_owned() };
+            let (run, text) = (shared.run, text.to_owned());
+            let text = wire::Text { run, sequence, from: None, to: to.cloned(), leave, to_room, text };
             let (frame, tail) = encode_text(text);
             if shared.mailbox.texts.push(&frame, tail, Some(sequence)).is_err() {
                 return Err(Error::Refused(Refusal::TooMuch));
@@ -236,7 +274,62 @@ impl Client {
         if self.shared.link.take().over {
             return Err(Error::Closed);
         }
-        self.shared.mailbox.files.add_path(path, name)
+        self.shared.mailbox.files.add_path(path, name, None)
+    }
+
+    /// Queues what `path` leads to under `name`, or its own last one, for others than the server, which stores it and hands it on.
+    /// [`Event::Sent`] or [`Event::TransferFailed`] follows for each of them, with its nickname as the `peer`, then
+    /// [`Event::Relayed`]; or one [`Event::TransferFailed`] without a nickname when the server does not take it. What is left
+    /// ([`Recipients::leave`]) has one [`Event::Sent`], of the server, as soon as that holds it durably.
+    ///
+    /// # Errors
+    /// As [`Client::send_file`], and [`Error::Argument`] for nobody or too many.
+    pub fn send_file_for(&self, path: &Path, name: Option<&SafePath>, recipients: &Recipients) -> Result<TransferId> {
+        let relay = self.relay(recipients)?;
+        let name = name.cloned().map_or_else(|| offered_name(path), Ok)?;
+        self.shared.mailbox.files.add_path(path, &name, Some(relay))
+    }
+
+    /// As [`Client::send_stream`], for others than the server: see [`Client::send_file_for`].
+    ///
+    /// # Errors
+    /// As [`Client::send_file_for`].
+    pub fn send_stream_for(
+        &self,
+        reader: impl Read + Send + 'static,
+        name: &SafePath,
+        recipients: &Recipients,
+    ) -> Result<TransferId> {
+        let relay = self.relay(recipients)?;
+        Ok(self.shared.mailbox.files.add_stream(Stream::of_reader(reader), name, Some(relay)))
+    }
+
+    /// The number under which the server knows whom files are for.
+    fn relay(&self, recipients: &Recipients) -> Result<Arc<wire::Relay>> {
+        let wrong = |got: String| Error::Argument { what: "recipients", got, expected: "1 to 240 nicknames" };
+        let bytes: usize = recipients.to.iter().flatten().map(|nickname| nickname.as_str().len() + 1).sum();
+        if bytes > RELAY_NICKNAMES_BYTES_MAX || recipients.to.as_ref().is_some_and(Vec::is_empty) {
+            return Err(wrong(format!("{} bytes of them", bytes)));
+        }
+        if self.shared.link.take().over {
+            return Err(Error::Closed);
+        }
+        let seconds = |wait: Duration| wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        let patience = recipients.wait.map_or(u64::MAX, seconds);
+        let mut relays = self.shared.relays.take();
+        let relay = wire::Relay {
+            relay: u32::try_from(relays.len()).unwrap_or(u32::MAX).saturating_add(1),
+            patience_seconds: u32::try_from(patience).unwrap_or(u32::MAX),
+            leave: recipients.leave,
+            to: recipients.to.clone(),
+        };
+        let is_same = |known: &&Arc<wire::Relay>| wire::Relay { relay: known.relay, ..relay.clone() } == ***known;
+        if let Some(known) = relays.iter().find(is_same) {
+            return Ok(Arc::clone(known));
+        }
+        let relay = Arc::new(relay);
+        relays.push(Arc::clone(&relay));
+        Ok(relay)
     }
 
     /// Queues what `reader` gives until its end, of unknown length, under `name`. What was sent is kept until the other side
@@ -248,7 +341,7 @@ impl Client {
         if self.shared.link.take().over {
             return Err(Error::Closed);
         }
-        Ok(self.shared.mailbox.files.add_stream(Stream::of_reader(reader), name))
+        Ok(self.shared.mailbox.files.add_stream(Stream::of_reader(reader), name, None))
     }
 
     /// Asks for a file or a directory that the other side shares, to be stored as `name`, or under its own last name.
@@ -257,12 +350,19 @@ impl Client {
     /// # Errors
     /// [`Error::Closed`]; [`Error::Argument`] without [`Config::dir`].
     pub fn get(&self, path: &SafePath, name: Option<&SafePath>) -> Result<RequestId> {
+        self.get_from(None, path, name)
+    }
+
+    /// As [`Client::get`]; with a nickname, what that client shares, through the server.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub fn get_from(&self, from: Option<&Nickname>, path: &SafePath, name: Option<&SafePath>) -> Result<RequestId> {
         if self.shared.store.is_none() && self.shared.pipe.is_none() {
-            let expected = "a directory to store what is asked for";
-            return Err(Error::Argument { what: "configuration", got: "no dir".to_owned(), expected });
+            return Err(no_place_to_store());
         }
         let name = name.cloned().unwrap_or_else(|| SafePath::from(path.file_name().clone()));
-        self.ask(|requests| requests.get(path.clone(), name))
+        self.ask(|requests| requests.get(from.cloned(), path.clone(), name))
     }
 
     /// Asks what the other side shares: the first page, or what follows `after`. [`Event::Listed`] or
@@ -271,7 +371,15 @@ impl Client {
     /// # Errors
     /// [`Error::Closed`].
     pub fn list(&self, after: Option<&SafePath>) -> Result<RequestId> {
-        self.ask(|requests| requests.list(after.cloned()))
+        self.list_from(None, after)
+    }
+
+    /// As [`Client::list`]; with a nickname, what that client shares, through the server.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub fn list_from(&self, from: Option<&Nickname>, after: Option<&SafePath>) -> Result<RequestId> {
+        self.ask(|requests| requests.list(from.cloned(), after.cloned()))
     }
 
     fn ask(&self, ask: impl FnOnce(&Requests) -> RequestId) -> Result<RequestId> {
@@ -411,6 +519,7 @@ impl Shared {
             pipe: shared.pipe.clone(),
             takes_offers: shared.config.take_offers,
             requests: Arc::clone(&shared.mailbox.requests),
+            relaying: None,
             budget: Arc::clone(&shared.budget),
             holders: Arc::clone(&shared.holders),
             pulse: hooks.pulse,

@@ -52,6 +52,17 @@ pub const SKIPPED_TAIL_BYTES_MAX: usize = 64 * KIB;
 /// What a client may send before its hello is complete.
 pub const HELLO_BYTES_MAX: usize = KIB;
 
+// Relaying.
+
+/// The nicknames of one RELAY: 240 of the longest.
+pub const RELAY_NICKNAMES_BYTES_MAX: usize = 8 * KIB;
+/// RELAYs of one connection that offers may name; one that is forgotten is said again.
+pub const RELAYS_MAX: usize = 16;
+/// Files that a server has for others, each counted once for everybody it is for: a tree of a thousand files for 16 boards.
+pub const RELAYED_MAX: usize = 16_384;
+/// Files and texts that are left for who is not there.
+pub const LEFT_MAX: usize = 4096;
+
 // Files.
 
 /// The least block: what is compared and sent again after a break, and the size up to which a file is small.

@@ -191,7 +191,7 @@ pub enum Refusal {
     Unsupported,
     /// Nobody of that nickname.
     Nobody,
-    /// Texts are not carried from client to client.
+    /// Nothing is carried from client to client.
     NoRelay,
     /// A queue over there is full.
     TooMuch,
@@ -344,7 +344,7 @@ impl fmt::Display for Refusal {
             Refusal::Damaged => write!(f, "damaged beyond repair"),
             Refusal::Unsupported => write!(f, "its version can't do that"),
             Refusal::Nobody => write!(f, "nobody of that name is there"),
-            Refusal::NoRelay => write!(f, "it does not carry texts between clients"),
+            Refusal::NoRelay => write!(f, "it does not carry anything between clients"),
             Refusal::TooMuch => write!(f, "its queue is full: try again later"),
             Refusal::Failed => write!(f, "its storage failed"),
             Refusal::HelloTimeout(ms) => write!(f, "no hello within {ms} ms"),

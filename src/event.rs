@@ -17,7 +17,7 @@ use crate::error::{Error, Refusal, Result};
 use crate::name::Nickname;
 use crate::session::{Handled, TextReport};
 use crate::storage::Skipped;
-use crate::transfer::{Answer, Listed, Progress, Receipt, RequestId, TransferFailure};
+use crate::transfer::{Answer, Listed, Progress, Receipt, RequestId, TransferFailure, TransferId};
 use crate::worker::Lock;
 
 /// One thing that happened.
@@ -92,6 +92,11 @@ pub enum Event {
     Received(Receipt),
     /// A transfer ended without a stored file.
     TransferFailed(TransferFailure),
+    /// What became of a file of ours at each of those that it was for has been told.
+    Relayed {
+        /// Which.
+        transfer: TransferId,
+    },
     /// A page of what the other side shares.
     Listed {
         /// As `list` gave it.

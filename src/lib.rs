@@ -91,7 +91,7 @@ mod transfer;
 pub mod wire;
 mod worker;
 
-pub use client::Client;
+pub use client::{Client, Recipients};
 pub use config::{Config, IfExists, Retry, Sink};
 pub use error::{Error, Goodbye, Refusal, Result, Violation, WireError};
 pub use event::{Event, PeerInfo, State, Text};

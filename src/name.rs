@@ -50,6 +50,11 @@ impl SafeName {
         Ok(SafeName(bytes.to_vec()))
     }
 
+    /// A name of hexadecimal digits.
+    pub(crate) fn hexadecimal(digits: &str) -> SafeName {
+        SafeName(digits.bytes().filter(u8::is_ascii_hexdigit).collect())
+    }
+
     /// The bytes of the name, UTF-8 or not.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {

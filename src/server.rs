@@ -14,9 +14,9 @@ use crate::conn::{Address, Conn, Listener};
 use crate::error::{Error, Refusal, Result};
 use crate::event::{Event, PeerInfo};
 use crate::hub::Hub;
-use crate::name::Nickname;
+use crate::name::{Nickname, SafePath};
 use crate::session::refuse_at_once;
-use crate::transfer::TransferId;
+use crate::transfer::{RequestId, TransferId};
 use crate::worker::spawn;
 
 /// A listening server. Clones are handles to the same one.
@@ -166,6 +166,24 @@ impl Server {
     /// [`Error::File`] when it can't be read, [`Error::Refused`] when nobody has that nickname.
     pub fn send_file(&self, to: Option<&Nickname>, path: &Path) -> Result<Vec<TransferId>> {
         self.shared.hub.send_file(to, path)
+    }
+
+    /// Asks one of those in the room for a file or a directory that it shares, to be stored as `name`, or under its own last
+    /// name. [`Event::Received`] follows for each file, and at the end [`Event::Got`] or [`Event::RequestFailed`].
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when nobody has that nickname, [`Error::Argument`] without [`Config::dir`].
+    pub fn get(&self, from: &Nickname, path: &SafePath, name: Option<&SafePath>) -> Result<RequestId> {
+        self.shared.hub.get(from, path, name)
+    }
+
+    /// Asks one of those in the room what it shares: the first page, or what follows `after`. [`Event::Listed`] or
+    /// [`Event::RequestFailed`] follows.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when nobody has that nickname.
+    pub fn list(&self, from: &Nickname, after: Option<&SafePath>) -> Result<RequestId> {
+        self.shared.hub.list(from, after)
     }
 
     /// How much text may wait to be taken as events, in bytes.

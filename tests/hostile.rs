@@ -43,7 +43,18 @@ const VIOLATION: Answer = Answer::Refused(Refusal::Protocol);
 
 fn offer(transfer: u32, size: u64, path: &[u8]) -> Offer {
     let mtime = Time { seconds: 1, nanoseconds: 0 };
-    Offer { transfer, kind: 0, size, mtime, mode: 0o644, content_crc: 1, request: 0, path: path.to_vec() }
+    Offer {
+        transfer,
+        kind: 0,
+        size,
+        mtime,
+        mode: 0o644,
+        content_crc: 1,
+        request: 0,
+        relay: 0,
+        item: 0,
+        path: path.to_vec(),
+    }
 }
 
 fn chunk(transfer: u32, offset: u64, data: &[u8]) -> Message {
@@ -51,7 +62,7 @@ fn chunk(transfer: u32, offset: u64, data: &[u8]) -> Message {
 }
 
 fn text(sequence: u64) -> Text {
-    Text { run: RunId([9; 16]), sequence, from: None, to: None, text: "x".into() }
+    Text { run: RunId([9; 16]), sequence, from: None, to: None, leave: false, to_room: false, text: "x".into() }
 }
 
 /// One of each message; those of transfers are for number 7, which nobody offered.
@@ -170,7 +181,7 @@ fn cases() -> Vec<(String, Vec<u8>, Answer)> {
     let bad_text = |to_length: u8, tail: &[u8]| {
         let mut fixed = vec![9; 16];
         fixed.extend(1_u64.to_be_bytes());
-        fixed.extend([0, to_length]);
+        fixed.extend([0, to_length, 0]);
         raw(0x90, &fixed, tail)
     };
     case("a text for a name longer than the text", bad_text(9, b"abc"), VIOLATION);
@@ -181,7 +192,7 @@ fn cases() -> Vec<(String, Vec<u8>, Answer)> {
     case("a text of 64 KiB", bytes(&[Message::Text(longest)]), Answer::Nothing);
     case(
         "a text of 64 KiB and a byte",
-        raw(0x90, &[[9; 16].as_slice(), &[0; 10]].concat(), &[b'x'; 65_537]),
+        raw(0x90, &[[9; 16].as_slice(), &[0; 11]].concat(), &[b'x'; 65_537]),
         VIOLATION,
     );
     let nobody = Text { to: Some(Nickname::parse(b"nobody").unwrap()), ..text(1) };
@@ -189,7 +200,7 @@ fn cases() -> Vec<(String, Vec<u8>, Answer)> {
     let presence = Message::Presence(Presence::Joined(Nickname::parse(b"liar").unwrap()));
     case("a client that says who came", bytes(&[presence]), Answer::Nothing);
     // Requests.
-    let get = |request, path: &[u8]| Message::Get { request, path: path.to_vec() };
+    let get = |request, path: &[u8]| Message::Get { request, from: None, path: path.to_vec() };
     for path in [&b".."[..], b"../up", b"/etc/passwd", b"", b"a\0b", b"a//b"] {
         let name = format!("GET {}", String::from_utf8_lossy(path).escape_debug());
         case(&name, bytes(&[get(1, path)]), Answer::No(Refusal::BadName));
@@ -204,7 +215,7 @@ fn cases() -> Vec<(String, Vec<u8>, Answer)> {
     case("16 open requests", bytes(&sixteen), Answer::Nothing);
     let seventeen: Vec<Message> = (1..=17).map(|request| get(request, b"file")).collect();
     case("17 open requests", bytes(&seventeen), VIOLATION);
-    let list = Message::List { request: 1, after: b"../up".to_vec() };
+    let list = Message::List { request: 1, from: None, after: b"../up".to_vec() };
     case("LIST after a bad name", bytes(&[list]), Answer::No(Refusal::BadName));
     // Frames.
     case("an unknown type", raw(0x8f, &[], b""), Answer::End);
@@ -217,7 +228,7 @@ fn cases() -> Vec<(String, Vec<u8>, Answer)> {
     case("half a CRC in SUMS", raw(0xa5, &[0; 8], b"abc"), VIOLATION);
     case(
         "nanoseconds past a second",
-        raw(0xa0, &[&[0, 0, 0, 1, 0][..], &[0; 16], &[0xff; 4], &[0; 12]].concat(), b"x"),
+        raw(0xa0, &[&[0, 0, 0, 1, 0][..], &[0; 16], &[0xff; 4], &[0; 20]].concat(), b"x"),
         VIOLATION,
     );
     let mut huge = raw(0x87, &[0; 8], b"");
@@ -462,7 +473,7 @@ fn a_client_may_ask_for_the_data_of_four_larger_files_at_once() {
             Some(Frame::Message(message)) => message,
             other => panic!("{other:?}"),
         };
-        stream.write_all(&bytes(&[Message::Get { request: 1, path: b"d".to_vec() }])).unwrap();
+        stream.write_all(&bytes(&[Message::Get { request: 1, from: None, path: b"d".to_vec() }])).unwrap();
         let mut numbers = Vec::new();
         while numbers.len() < 6 {
             let Message::Offer(offer) = message() else { panic!("no offer") };

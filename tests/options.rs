@@ -16,20 +16,22 @@ use postwire::wire::{Decoder, Frame, Message, Peer};
 use postwire::Nickname;
 
 /// Where it is shown that an option does what its line in the help says: side, option, file, test.
-const SHOWN: [(&str, &str, &str, &str); 52] = [
+const SHOWN: [(&str, &str, &str, &str); 54] = [
     ("client", "as", "trees", "a_tree_can_have_another_name_and_one_without_a_name_has_that_of_the_place"),
     ("client", "connect-timeout", "options", "one_try_to_connect_takes_no_longer_than_it_may"),
     ("client", "count", "rooms", "a_client_that_stays_comes_back_after_the_server_does"),
     ("client", "dir", "pull", "files_and_trees_come_here_or_where_dir_says"),
     ("client", "exec", "exec", "a_client_runs_it_too_before_it_ends"),
     ("client", "file", "end_to_end", "a_text_after_a_file_goes_only_when_that_file_is_stored"),
-    ("client", "for", "rooms", "a_text_for_one_goes_to_nobody_else"),
+    ("client", "for", "relay", "a_file_for_one_is_on_its_disk_when_the_sender_ends"),
+    ("client", "from", "relay", "what_others_share_is_listed_and_fetched_through_the_server"),
     ("client", "get", "pull", "files_and_trees_come_here_or_where_dir_says"),
     ("client", "help", "options", "help_and_version_are_all_that_is_said"),
     ("client", "if-exists", "options", "what_a_client_gets_is_stored_as_its_options_say"),
     ("client", "json", "json", "every_object_is_on_the_page_and_everything_on_it_was_printed"),
     ("client", "keep-partials", "options", "what_a_client_gets_is_stored_as_its_options_say"),
     ("client", "key-file", "keys", "with_the_same_key_everything_works_and_nothing_of_it_can_be_seen"),
+    ("client", "leave", "relay", "what_is_left_is_delivered_in_order_and_once_though_the_server_is_killed"),
     ("client", "limit-rate", "limit_rate", "a_client_sends_no_faster_than_it_was_told"),
     ("client", "list", "pull", "a_listing_shows_names_sizes_and_times"),
     ("client", "max-file", "pull", "a_disk_that_can_not_be_written_here_is_exit_8"),
@@ -39,8 +41,7 @@ const SHOWN: [(&str, &str, &str, &str); 52] = [
     ("client", "no-fsync", "options", "without_a_sync_a_receipt_says_so_on_either_side"),
     ("client", "quiet", "end_to_end", "a_thousand_small_files_go_in_one_command"),
     ("client", "retry", "options", "nobody_there_is_tried_again_for_as_long_as_it_says"),
-    // Our server never asks; others may.
-    ("client", "share", "options", "a_client_shares_too_with_a_server_that_asks"),
+    ("client", "share", "relay", "what_others_share_is_listed_and_fetched_through_the_server"),
     ("client", "stay", "rooms", "a_client_that_stays_comes_back_after_the_server_does"),
     ("client", "stdout", "streams", "a_client_gets_to_standard_output"),
     ("client", "text", "end_to_end", "a_text_after_a_file_goes_only_when_that_file_is_stored"),
@@ -78,7 +79,7 @@ fn bad_value(option: &str) -> Option<&'static str> {
     Some(match option {
         "to" | "file" | "dir" | "share" | "port-file" | "listen" | "key-file" => "",
         "as" | "get" => "../up",
-        "for" | "nick" => "no spaces",
+        "for" | "from" | "nick" => "no spaces",
         "count" | "max-clients" => "0",
         "if-exists" => "never",
         "max-file" | "min-free" => "10 potatoes",
@@ -147,7 +148,7 @@ fn a_value_that_is_missing_or_bad_is_told_with_what_the_option_takes() {
 fn what_takes_one_value_is_not_given_twice() {
     for side in ["client", "server"] {
         for (option, _) in options(side).iter().filter(|(_, takes_value)| *takes_value) {
-            if ["file", "text", "get", "allow"].contains(&option.as_str()) {
+            if ["file", "text", "get", "for", "allow"].contains(&option.as_str()) {
                 continue;
             }
             let long = format!("--{option}");
@@ -248,7 +249,7 @@ fn no_more_clients_than_it_says_are_there_at_once() {
     server.wait_stderr(|line| line == "ann joined");
     let second = client(&["--to", &server.address(), "--text", "x"]);
     second.assert_code(7).assert(second.stderr.contains("too many connections (limit 1)"), "why");
-    server.wait_stderr(|line| line.starts_with("refused 127.0.0.1:") && line.contains("see --max-clients"));
+    server.wait_stderr(|line| line.starts_with("refused 127.0.0.1:") && line.contains("--max-clients"));
     let mut third = client_spawn(&["-v", "--to", &server.address(), "--retry", "1m", "--text", "when it may"]);
     third.wait_stderr(|line| line.contains(" retrying "));
     first.signal(Signal::TERM);
@@ -306,21 +307,6 @@ fn less_memory_is_smaller_chunks_on_either_side() {
 fn a_server_tells_its_nickname_to_whoever_comes() {
     assert_eq!(server_s_peer(&[]).nickname, None);
     assert_eq!(server_s_peer(&["--nick", "b7"]).nickname, Nickname::parse(b"b7").ok());
-}
-
-#[test]
-fn a_client_shares_too_with_a_server_that_asks() {
-    let scratch = Scratch::new();
-    scratch.file("share/core", 7, 1);
-    let share = scratch.path("share");
-    let (_, _client, mut stream, mut frames, mut decoder) = client_s_peer(&["--stay", "--share", &share]);
-    stream.write_all(&bytes(&[Message::List { request: 1, after: Vec::new() }])).unwrap();
-    let entry = loop {
-        if let Frame::Message(Message::Entry(entry)) = frames.next(&mut decoder).expect("an ENTRY") {
-            break entry;
-        }
-    };
-    assert_eq!((entry.path, entry.size), (b"core".to_vec(), 7));
 }
 
 #[test]

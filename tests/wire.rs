@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use postwire::wire::{
-    CancelReason, Chunk, Decoder, Entry, Frame, Message, Offer, Peer, Presence, Receipt, RunId, Subject, Text, Time,
+    CancelReason, Chunk, Decoder, Delivered, Entry, Frame, Message, Offer, Peer, Presence, Receipt, Relay, Relayed,
+    RunId, Subject, Text, Time,
 };
 use postwire::{Goodbye, Nickname, Refusal, WireError};
 
@@ -29,7 +30,15 @@ fn expectations() -> Vec<(&'static str, Message)> {
         nickname,
     };
     let hello_crc = crc32fast::hash(b"hello");
-    let text = |sequence, from, to, text: &str| Message::Text(Text { run: RUN, sequence, from, to, text: text.into() });
+    let text = |sequence, from, to, text: &str| {
+        let (leave, to_room) = (false, false);
+        Message::Text(Text { run: RUN, sequence, from, to, leave, to_room, text: text.into() })
+    };
+    let relay = |patience_seconds, to: Option<Vec<Nickname>>| {
+        let leave = to.is_some();
+        Message::Relay(Relay { relay: 1, patience_seconds, leave, to })
+    };
+    let relayed = |outcome| Message::Relayed(Relayed { item: 7, nickname: nick("b7"), outcome, last: true });
     let refused = |subject, refusal| Message::Refused { subject, refusal };
     vec![
         ("hello", Message::Hello { version_low: 1, version_high: 1, mode: 0 }),
@@ -56,11 +65,18 @@ fn expectations() -> Vec<(&'static str, Message)> {
                 mode: 0o644,
                 content_crc: hello_crc,
                 request: 0,
+                relay: 0,
+                item: 7,
                 path: b"log/a.txt".to_vec(),
             }),
         ),
-        ("get", Message::Get { request: 3, path: b"crash/core".to_vec() }),
-        ("list", Message::List { request: 4, after: b"crash".to_vec() }),
+        ("get", Message::Get { request: 3, from: None, path: b"crash/core".to_vec() }),
+        ("get-from", Message::Get { request: 3, from: Some(nick("b7")), path: b"crash/core".to_vec() }),
+        ("list", Message::List { request: 4, from: None, after: b"crash".to_vec() }),
+        ("relay", relay(0, Some(vec![nick("b7"), nick("b8")]))),
+        ("relay-everybody", relay(u32::MAX, None)),
+        ("relayed", relayed(Ok(Delivered { durable: true, already: true, stored: b"fw-1.bin".to_vec() }))),
+        ("relayed-refused", relayed(Err(Refusal::TooBig(5)))),
         (
             "entry",
             Message::Entry(Entry {
@@ -177,7 +193,7 @@ fn every_vector_is_its_message_both_ways() {
         assert_eq!(decoded, (vec![Frame::Message(message.clone())], None), "{name}");
     }
     let known: BTreeSet<u8> =
-        (0x81..=0x88).chain([0x90, 0x91]).chain(0xa0..=0xac).chain(std::iter::once(0xc0)).collect();
+        (0x81..=0x88).chain([0x90, 0x91]).chain(0xa0..=0xae).chain(std::iter::once(0xc0)).collect();
     assert_eq!(types, known, "a message type has no vector");
     assert_eq!(fs::read_dir("tests/vectors").unwrap().count(), expectations.len(), "a vector has no expectation");
 }
@@ -263,7 +279,9 @@ fn each_tail_may_be_as_long_as_the_protocol_says_and_no_longer() {
     let limit = |name: &str| match name {
         "peer" | "peer-server" | "named" => 32,
         "text" | "text-carried" => 64 + 65_536,
-        "offer" | "receipt" | "get" | "list" | "entry" => 16_384,
+        "offer" | "receipt" | "entry" => 16_384,
+        "get" | "get-from" | "list" | "relayed" | "relayed-refused" => 32 + 16_384,
+        "relay" | "relay-everybody" => 8_192,
         "chunk" => 262_144,
         "sums" => 65_536,
         "presence-joined" | "presence-left" | "presence-renamed" => 66,

@@ -4,8 +4,9 @@
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use postwire::{config, escape_path, Config, IfExists, Network, Nickname, Retry, SafePath};
+use postwire::{config, escape_path, Config, IfExists, Network, Nickname, Recipients, Retry, SafePath};
 
 use super::keys::KeySource;
 use super::options::{self, Side, Usage, Word};
@@ -36,8 +37,12 @@ pub enum Order {
 pub struct ClientOrder {
     pub address: String,
     pub run: ClientRun,
-    /// Who a job's texts are for; everybody if nobody.
-    pub texts_for: Option<Nickname>,
+    /// Who else a job's files and texts are for; the server, and everybody in the room, if nobody.
+    pub recipients: Option<Recipients>,
+    /// Who else is asked for what a job gets and lists.
+    pub from: Option<Nickname>,
+    /// How long to wait for those who are not there; `None`: for ever.
+    pub wait: Option<Duration>,
     pub config: Config,
     pub exec: Option<PathBuf>,
     pub key: Option<KeySource>,
@@ -212,7 +217,7 @@ fn client(given: &Given, environment: &Environment) -> Result<ClientOrder, Usage
     let mut config = common(given, environment)?;
     let exec = exec(given)?;
     let run = client_run(given)?;
-    let texts_for = texts_for(given, &run)?;
+    let from = from(given, &run)?;
     let gets = match &run {
         ClientRun::Job(items) => items.iter().filter(|item| matches!(item, Item::Get { .. })).count(),
         _ => 0,
@@ -232,6 +237,12 @@ fn client(given: &Given, environment: &Environment) -> Result<ClientOrder, Usage
         config.retry = Retry::Forever;
     }
     set(&mut config.retry, given.value("retry", retry)?);
+    let wait = match config.retry {
+        Retry::Default => Some(Duration::ZERO),
+        Retry::For(time) => Some(time),
+        Retry::Forever => None,
+    };
+    let recipients = recipients(given, &run, wait)?;
     set(
         &mut config.connect_timeout,
         given.value("connect-timeout", |text| units::time(text).filter(|time| !time.is_zero()))?,
@@ -246,7 +257,7 @@ fn client(given: &Given, environment: &Environment) -> Result<ClientOrder, Usage
     if key == Some(KeySource::Stdin) && (reads_stdin || run == ClientRun::Chat) {
         return Err(given.wrong("--key-file - takes standard input, which this run needs itself: name a file"));
     }
-    Ok(ClientOrder { address, run, texts_for, config, exec, key, output: output(given)? })
+    Ok(ClientOrder { address, run, recipients, from, wait, config, exec, key, output: output(given)? })
 }
 
 fn client_run(given: &Given) -> Result<ClientRun, Usage> {
@@ -286,18 +297,37 @@ fn name_one(given: &Given, items: &mut VecDeque<Item>) -> Result<(), Usage> {
     Ok(())
 }
 
-fn texts_for(given: &Given, run: &ClientRun) -> Result<Option<Nickname>, Usage> {
-    let nickname = given.value("for", |text| Nickname::parse(text.as_bytes()).ok())?;
-    if nickname.is_none() {
-        return Ok(None);
+/// Who else the files and texts are for. They are waited for as long as the server is.
+fn recipients(given: &Given, run: &ClientRun, wait: Option<Duration>) -> Result<Option<Recipients>, Usage> {
+    let words: Vec<&str> = options::values(&given.words, "for").collect();
+    let leave = given.has("leave");
+    if words.is_empty() {
+        return if leave { Err(given.wrong("--leave takes --for NICK beside it")) } else { Ok(None) };
     }
-    match run {
-        ClientRun::Job(items) if items.iter().all(|item| matches!(item, Item::Text(_))) => Ok(nickname),
-        ClientRun::Job(_) => {
-            Err(given.wrong("--for takes the nickname that a --text is for: files go to the server only"))
-        }
-        _ => Err(given.wrong("--for takes the nickname that a --text is for: give a --text with it")),
+    let is_sent = |item: &Item| matches!(item, Item::File { .. } | Item::Stdin { .. } | Item::Text(_));
+    if !matches!(run, ClientRun::Job(items) if items.iter().any(is_sent)) {
+        return Err(given.wrong("--for takes the nickname that a --file or --text is for: give one with it"));
     }
+    let to = if words == ["*"] {
+        None
+    } else {
+        let parse = |word: &&str| Nickname::parse(word.as_bytes()).map_err(|_| Usage::value(given.side, "for", word));
+        Some(words.iter().map(parse).collect::<Result<Vec<_>, _>>()?)
+    };
+    if leave && to.is_none() {
+        return Err(given.wrong("--leave takes --for NICK beside it: '*' is whoever is there"));
+    }
+    Ok(Some(Recipients { to, leave, wait }))
+}
+
+/// Who else is asked.
+fn from(given: &Given, run: &ClientRun) -> Result<Option<Nickname>, Usage> {
+    let from = given.value("from", |text| Nickname::parse(text.as_bytes()).ok())?;
+    let is_asked = |item: &Item| matches!(item, Item::Get { .. } | Item::List);
+    if from.is_some() && !matches!(run, ClientRun::Job(items) if items.iter().any(is_asked)) {
+        return Err(given.wrong("--from takes the nickname that a --get or --list asks: give one with it"));
+    }
+    Ok(from)
 }
 
 /// The files and texts of a job, in the order of the command line.

@@ -43,14 +43,31 @@ fn a_link_named_client_or_server_is_that_subcommand() {
 }
 
 #[test]
-fn a_text_may_be_for_one() {
-    let order = client_order(&["--text", "x", "--for", "b7"]);
-    assert_eq!(order.texts_for, Nickname::parse(b"b7").ok());
-    assert_eq!(client_order(&["--text", "x"]).texts_for, None);
-    for words in
-        [&["--for", "b7"][..], &["--for", "b7", "a"], &["--for", "b7", "--stay"], &["--for", "b 7", "--text", "x"]]
-    {
-        assert!(wrong(&[&["client", "--to", "h"], words].concat()).starts_with("--for takes"), "{words:?}");
+fn files_and_texts_may_be_for_others() {
+    let recipients = |words: &[&str]| client_order(words).recipients;
+    let b7 = || Nickname::parse(b"b7").unwrap();
+    let for_b7 = |leave, wait| Some(Recipients { to: Some(vec![b7()]), leave, wait });
+    assert_eq!(recipients(&["--text", "x", "--for", "b7"]), for_b7(false, Some(Duration::ZERO)));
+    assert_eq!(recipients(&["a", "--for", "b7", "--leave"]), for_b7(true, Some(Duration::ZERO)));
+    assert_eq!(recipients(&["a", "--for", "b7", "--retry", "forever"]), for_b7(false, None));
+    let several = recipients(&["a", "--for", "b7", "--retry", "9s", "--for", "b8"]).unwrap();
+    assert_eq!((several.to.unwrap().len(), several.wait), (2, Some(Duration::from_secs(9))));
+    assert_eq!(recipients(&["a", "--for", "*"]).unwrap().to, None);
+    assert_eq!(recipients(&["--text", "x"]), None);
+    assert_eq!(client_order(&["--list", "--from", "b7"]).from, Some(b7()));
+    for (words, complaint) in [
+        (&["--for", "b7"][..], "--for takes"),
+        (&["--for", "b7", "--stay"], "--for takes"),
+        (&["--for", "b7", "--list"], "--for takes"),
+        (&["--for", "b 7", "--text", "x"], "--for takes"),
+        (&["--for", "*", "--for", "b7", "a"], "--for takes"),
+        (&["--leave", "a"], "--leave takes"),
+        (&["--leave", "--for", "*", "a"], "--leave takes"),
+        (&["--from", "b7", "a"], "--from takes"),
+        (&["--from", "b7"], "--from takes"),
+    ] {
+        let line = wrong(&[&["client", "--to", "h"], words].concat());
+        assert!(line.starts_with(complaint), "{words:?}: {line}");
     }
 }
 

@@ -18,6 +18,11 @@ impl Asked {
         self.0.is_empty()
     }
 
+    /// It is asked for again, under another number.
+    pub fn forget(&mut self, request: RequestId) {
+        self.0.remove(&request);
+    }
+
     /// Says what there is to say about any event; an answer, with the name of what it answers, which is forgotten then.
     pub fn say(&mut self, event: &Event, printer: &mut Printer) {
         match event {

@@ -3,8 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::{self, IsTerminal};
+use std::path::Path;
+use std::time::Duration;
 
-use postwire::{config, Client, Direction, Error, Event, Nickname, RequestId, State, TransferId};
+use postwire::{config, Client, Direction, Error, Event, Nickname, Recipients, RequestId, State, TransferId};
 
 use super::asked::Asked;
 use super::console::{self, Command};
@@ -30,6 +32,8 @@ struct Chat<'a> {
     /// Files and trees that have no answer yet; a tree's is its last.
     files_waiting: HashSet<TransferId>,
     asked: Asked,
+    /// Who was asked last what there is; the server, if nobody.
+    lists_from: Option<Nickname>,
     /// Who is in the room beside us.
     room: BTreeSet<Nickname>,
     /// The gate stays shut until some of `texts_waiting` are answered.
@@ -56,6 +60,7 @@ pub fn run(client: &Client, feed: &mut Feed, printer: &mut Printer) -> Result<Ex
         texts_waiting: BTreeMap::new(),
         files_waiting: HashSet::new(),
         asked: Asked::default(),
+        lists_from: None,
         room: BTreeSet::new(),
         is_full: false,
         is_over: false,
@@ -133,7 +138,7 @@ impl Chat<'_> {
         match command {
             Command::Say(text) => self.say(None, &text),
             Command::Message { to, text } => self.say(Some(&to), &text),
-            Command::Send { path, to: _ } => match self.client.send_file(&path) {
+            Command::Send { path, to } => match self.send_file(&path, to) {
                 Ok(id) => drop(self.files_waiting.insert(id)),
                 Err(Error::Closed) => self.is_cut_off = true,
                 Err(error) => {
@@ -141,17 +146,26 @@ impl Chat<'_> {
                     self.tally.failed(Exit::of(&error));
                 }
             },
-            Command::Get(path) => {
+            Command::Get { path, from } => {
                 let label = path.to_string();
-                self.ask(self.client.get(&path, None), label);
+                self.ask(self.client.get_from(from.as_ref(), &path, None), label);
             }
-            Command::List => self.ask(self.client.list(None), "/list".to_owned()),
+            Command::List { from } => {
+                self.lists_from = from;
+                self.ask(self.client.list_from(self.lists_from.as_ref(), None), "/list".to_owned());
+            }
             Command::Nick(nickname) => self.client.rename(&nickname),
             Command::Who => self.who(),
             Command::Help => self.printer.answer(console::help(Side::Client)),
             Command::Quit => self.over(),
             Command::Kick(_) | Command::Nothing => {}
         }
+    }
+
+    fn send_file(&self, path: &Path, to: Option<Nickname>) -> Result<TransferId, Error> {
+        let Some(to) = to else { return self.client.send_file(path) };
+        let recipients = Recipients { to: Some(vec![to]), leave: false, wait: Some(Duration::ZERO) };
+        self.client.send_file_for(path, None, &recipients)
     }
 
     fn say(&mut self, to: Option<&Nickname>, text: &str) {
@@ -206,13 +220,23 @@ impl Chat<'_> {
             Event::TextRefused { sequence, refusal } => {
                 self.text_answered(*sequence, Some(Exit::of(&Error::Refused(*refusal))));
             }
+            // One of those that it is for has an outcome; all have theirs at the end.
+            Event::Sent(receipt) if receipt.peer.is_some() => self.answered(None),
+            Event::TransferFailed(failure) if failure.peer.is_some() => {
+                self.answered(Some(Exit::of(&failure.error)));
+            }
+            Event::Relayed { transfer } => {
+                self.files_waiting.remove(transfer);
+                self.leave_when_answered();
+            }
             Event::Sent(receipt) => self.file_answered(receipt.transfer, None),
             Event::TransferFailed(failure) if matches!(failure.error, Error::Closed) => {}
             Event::TransferFailed(failure) if failure.direction == Direction::Outgoing => {
                 self.file_answered(failure.transfer, Some(Exit::of(&failure.error)));
             }
             Event::Listed { entries, more: true, .. } => {
-                let next = self.client.list(entries.last().map(|last| &last.path));
+                let after = entries.last().map(|last| &last.path);
+                let next = self.client.list_from(self.lists_from.as_ref(), after);
                 self.ask(next, "/list".to_owned());
             }
             Event::Listed { .. } | Event::Got { failed: 0, .. } => self.answered(None),

@@ -16,15 +16,20 @@ pub enum Command {
         to: Nickname,
         text: String,
     },
-    /// Send a file; a server to everybody in the room or to one.
+    /// Send a file: to the server or to one (client), to everybody in the room or to one (server).
     Send {
         path: PathBuf,
         to: Option<Nickname>,
     },
-    /// Fetch what the server shares (client).
-    Get(SafePath),
-    /// What does it share (client).
-    List,
+    /// Fetch what the server shares (client), or one of the others.
+    Get {
+        path: SafePath,
+        from: Option<Nickname>,
+    },
+    /// What does it share.
+    List {
+        from: Option<Nickname>,
+    },
     /// Who is in the room, or connected to the server.
     Who,
     /// Be called this from now on (client).
@@ -42,20 +47,22 @@ pub fn help(side: Side) -> &'static str {
     match side {
         Side::Client => {
             "\
-a line          says it to everybody in the room (//LINE says /LINE)
-/msg NICK TEXT  says it to one
-/send PATH      sends a file or directory to the server
-/list           what the server shares
-/get NAME       fetches it, into --dir or here
-/who            who is in the room
-/nick NAME      asks for another nickname
-/quit           ends, once all is delivered; so does ^D"
+a line              says it to everybody in the room (//LINE says /LINE)
+/msg NICK TEXT      says it to one
+/send PATH [@NICK]  sends a file or directory to the server, or on to one
+/list [@NICK]       what the server shares, or one of the others
+/get NAME [@NICK]   fetches it, into --dir or here
+/who                who is in the room
+/nick NAME          asks for another nickname
+/quit               ends, once all is delivered; so does ^D"
         }
         Side::Server => {
             "\
 a line              says it to everybody in the room (//LINE says /LINE)
 /msg NICK TEXT      says it to one
 /send PATH [@NICK]  sends a file to everybody in the room, or to one
+/list @NICK         what one of them shares
+/get NAME @NICK     fetches it into --dir
 /who                who is connected
 /kick NICK          ends somebody's connection
 /quit               stops the server, as ^C does"
@@ -77,10 +84,10 @@ pub fn parse(side: Side, line: &str) -> Result<Command, String> {
     let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
     let alone = |command| if rest.trim().is_empty() { Ok(command) } else { Err(format!("/{name} takes nothing")) };
     match (name, side) {
-        ("send", _) => send(side, rest),
+        ("send", _) => send(rest),
         ("msg", _) => message(rest),
-        ("get", Side::Client) => get(rest),
-        ("list", Side::Client) => alone(Command::List),
+        ("get", _) => get(side, rest),
+        ("list", _) => list(side, rest),
         ("who", _) => alone(Command::Who),
         ("nick", Side::Client) => nickname("/nick takes NAME: 1 to 32 of A-Z a-z 0-9 . _ -", rest).map(Command::Nick),
         ("kick", Side::Server) => nickname("/kick takes NICK", rest).map(Command::Kick),
@@ -90,30 +97,35 @@ pub fn parse(side: Side, line: &str) -> Result<Command, String> {
     }
 }
 
-fn send(side: Side, rest: &str) -> Result<Command, String> {
-    const QUOTE: &str = "put a PATH with spaces between \"quotes\"";
-    let usage = || match side {
-        Side::Client => format!("/send takes PATH, and sends it to the server; {QUOTE}"),
-        Side::Server => format!("/send takes PATH or PATH @NICK; {QUOTE}"),
-    };
+fn send(rest: &str) -> Result<Command, String> {
+    let usage = || "/send takes PATH or PATH @NICK; put a PATH with spaces between \"quotes\"".to_owned();
     let (path, rest) = quoted_word(rest).ok_or_else(usage)?;
-    let to = match (rest.trim(), side) {
-        ("", _) => None,
-        (word, Side::Server) => {
-            let nickname = word.strip_prefix('@').ok_or_else(usage)?;
-            Some(Nickname::parse(nickname.as_bytes()).map_err(|_| usage())?)
-        }
-        _ => return Err(usage()),
-    };
+    let to = at_nickname(rest).ok_or_else(usage)?;
     Ok(Command::Send { path: path.into(), to })
 }
 
-fn get(rest: &str) -> Result<Command, String> {
-    let usage = || "/get takes NAME, as /list shows it; put one with spaces between \"quotes\"".to_owned();
+fn get(side: Side, rest: &str) -> Result<Command, String> {
+    let usage = || {
+        let takes = if side == Side::Client { "NAME or NAME @NICK" } else { "NAME @NICK" };
+        format!("/get takes {takes}, as /list shows it; put a NAME with spaces between \"quotes\"")
+    };
     let (name, rest) = quoted_word(rest).ok_or_else(usage)?;
-    match SafePath::parse(name.trim_end_matches('/').as_bytes()) {
-        Ok(path) if rest.trim().is_empty() => Ok(Command::Get(path)),
-        _ => Err(usage()),
+    let from = at_nickname(rest).filter(|from| side == Side::Client || from.is_some()).ok_or_else(usage)?;
+    let path = SafePath::parse(name.trim_end_matches('/').as_bytes()).map_err(|_| usage())?;
+    Ok(Command::Get { path, from })
+}
+
+fn list(side: Side, rest: &str) -> Result<Command, String> {
+    let takes = if side == Side::Client { "nothing or @NICK" } else { "@NICK" };
+    let from = at_nickname(rest).filter(|from| side == Side::Client || from.is_some());
+    from.map(|from| Command::List { from }).ok_or_else(|| format!("/list takes {takes}"))
+}
+
+/// `@NICK` or nothing; `None` for anything else.
+fn at_nickname(rest: &str) -> Option<Option<Nickname>> {
+    match rest.trim() {
+        "" => Some(None),
+        word => Nickname::parse(word.strip_prefix('@')?.as_bytes()).ok().map(Some),
     }
 }
 
@@ -178,7 +190,7 @@ mod tests {
             assert!(parse(Side::Client, line).is_err(), "{line}");
         }
         assert!(parse(Side::Server, "/send a b7").is_err());
-        assert!(parse(Side::Client, "/send a @b7").is_err());
+        assert_eq!(parse(Side::Client, "/send a @b7"), send("a", Some("b7")));
     }
 
     #[test]
@@ -206,9 +218,16 @@ mod tests {
             assert!(parse(side, line).is_err(), "{line}");
         }
         assert_eq!(parse(Side::Client, "/quit"), Ok(Command::Quit));
-        assert_eq!(parse(Side::Client, "/list"), Ok(Command::List));
+        assert_eq!(parse(Side::Client, "/list"), Ok(Command::List { from: None }));
+        let b7 = Some(nickname("b7"));
+        assert_eq!(parse(Side::Server, "/list @b7"), Ok(Command::List { from: b7.clone() }));
         let core = SafePath::parse(b"crash/my core").unwrap();
-        assert_eq!(parse(Side::Client, "/get \"crash/my core/\""), Ok(Command::Get(core)));
+        let get = |from| Ok(Command::Get { path: core.clone(), from });
+        assert_eq!(parse(Side::Client, "/get \"crash/my core/\""), get(None));
+        assert_eq!(parse(Side::Server, "/get \"crash/my core/\" @b7"), get(b7));
+        for line in ["/get a", "/list", "/list b7", "/get a b7"] {
+            assert!(parse(Side::Server, line).is_err(), "{line}");
+        }
         for line in ["/get", "/get a b", "/get ../a", "/get /a", "/list x"] {
             assert!(parse(Side::Client, line).is_err(), "{line}");
         }

@@ -120,7 +120,10 @@ fn client(mut order: ClientOrder) -> Result<Exit> {
     let events = client.clone();
     feed.add_events(move || events.next_event(None))?;
     let exit = match order.run {
-        ClientRun::Job(items) => job::run(&client, items, order.texts_for, &mut feed, &mut printer),
+        ClientRun::Job(items) => {
+            let job = job::Job { items, recipients: order.recipients, from: order.from };
+            job::run(&client, job, order.wait, &mut feed, &mut printer)
+        }
         ClientRun::Chat => chat::run(&client, &mut feed, &mut printer)?,
         ClientRun::Stay { count } => stay::run(&client, count, &mut feed, &mut printer),
     };

@@ -68,7 +68,14 @@ pub const TABLE: &[Row] = &[
     ),
     repeated(CLIENT, "text", "TEXT", "a text of at most 64 KiB", "send this text, after the files before it"),
     valued(CLIENT, "as", "NAME", "a name such as core.bin or logs/core.bin", "what the one file is called over there"),
-    valued(CLIENT, "for", "NICK", "a nickname", "send the texts to NICK only"),
+    repeated(
+        CLIENT,
+        "for",
+        "NICK",
+        "a nickname, or '*'",
+        "files and texts go on to NICK; may be given again; '*': all in the room",
+    ),
+    flag(CLIENT, "", "leave", "with --for: the server keeps them until NICK comes"),
     repeated(
         CLIENT,
         "get",
@@ -77,6 +84,7 @@ pub const TABLE: &[Row] = &[
         "fetch this file or directory into --dir, or here",
     ),
     flag(CLIENT, "", "list", "list what the server shares"),
+    valued(CLIENT, "from", "NICK", "a nickname", "--get and --list ask NICK, through the server"),
     flag(CLIENT, "", "stay", "stay in the room, reconnect for ever"),
     valued(CLIENT, "count", "N", COUNT, "with --stay: end after N texts and files"),
     valued(
@@ -109,7 +117,7 @@ pub const TABLE: &[Row] = &[
     valued(BOTH, "min-free", "SIZE", SIZE, "what to leave free on the disk (1M)"),
     valued(BOTH, "max-memory", "SIZE", "a size such as 16M, 2M at least", "all buffers and queues (64M)"),
     valued(SERVER, "max-clients", "N", COUNT, "connections at once (1024)"),
-    flag(SERVER, "", "no-relay", "do not carry texts from client to client"),
+    flag(SERVER, "", "no-relay", "carry no texts and files from client to client"),
     valued(BOTH, "keep-partials", "TIME", TIME, "keep what a broken transfer left for TIME (7d)"),
     valued(
         BOTH,

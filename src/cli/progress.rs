@@ -30,6 +30,8 @@ pub struct Progress {
     files_already: usize,
     bytes_done: u64,
     bytes_resumed: u64,
+    /// Of a file that somebody has whom it is for.
+    relayed: Option<Receipt>,
     /// The connection is gone and will be tried again.
     is_cut_off: bool,
     samples: VecDeque<(Instant, u64)>,
@@ -56,6 +58,7 @@ impl Progress {
             files_already: 0,
             bytes_done: 0,
             bytes_resumed: 0,
+            relayed: None,
             is_cut_off: false,
             samples: VecDeque::from([(now, 0)]),
         }
@@ -72,6 +75,15 @@ impl Progress {
                 open.bytes = progress.bytes;
                 open.held = open.held.min(progress.bytes);
             }
+            // What is for others is done when they have it, once.
+            Event::Sent(receipt) if receipt.peer.is_some() => {
+                self.relayed = Some(receipt.clone());
+                return false;
+            }
+            Event::Relayed { transfer } => match self.relayed.take_if(|receipt| receipt.transfer == *transfer) {
+                Some(receipt) => self.stored(&receipt),
+                None => return false,
+            },
             Event::Sent(receipt) | Event::Received(receipt) => self.stored(receipt),
             Event::TransferFailed(failure) => {
                 self.open.remove(&(failure.direction == Direction::Incoming, failure.transfer));

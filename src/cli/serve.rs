@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use postwire::config::descriptors_for;
-use postwire::{Direction, Error, Event, Nickname, Refusal, Result, Server};
+use postwire::{Direction, Error, Event, Nickname, Refusal, RequestId, Result, Server};
 use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
 use signal_hook::consts::SIGINT;
 
 use super::args::{Listen, ServerOrder};
+use super::asked::Asked;
 use super::console::{self, Command};
 use super::editor::Typed;
 use super::exit::Exit;
@@ -53,6 +54,9 @@ struct Serve {
     printer: Printer,
     /// Of the console, where there is one.
     gate: Option<Gate>,
+    asked: Asked,
+    /// Who was asked last what there is.
+    lists_from: Option<Nickname>,
 }
 
 /// Serves until a signal or `/quit`.
@@ -87,12 +91,12 @@ pub fn run(mut order: ServerOrder) -> Result<Exit> {
         Listen::On(_) => Some(printer.add_input(&feed)?),
         Listen::Stdin => None,
     };
-    let mut serve = Serve { server, printer, gate };
+    let mut serve = Serve { server, printer, gate, asked: Asked::default(), lists_from: None };
     let mut exit = None;
     loop {
         let stop = match feed.next() {
             Happening::Event(event) => {
-                serve.printer.event(&event);
+                serve.hear(&event);
                 let one_file = one_file.as_mut().filter(|_| exit.is_none());
                 match one_file.and_then(|one_file| one_file.hear(&event, &mut feed)) {
                     Some(ended) => ended,
@@ -199,7 +203,32 @@ impl Serve {
                 }
             }
             Command::Help => self.printer.answer(console::help(Side::Server)),
-            Command::Get(_) | Command::List | Command::Nick(_) | Command::Quit | Command::Nothing => {}
+            Command::Get { path, from: Some(from) } => {
+                let label = path.to_string();
+                self.ask(self.server.get(&from, &path, None), label);
+            }
+            Command::List { from: Some(from) } => {
+                self.ask(self.server.list(&from, None), "/list".to_owned());
+                self.lists_from = Some(from);
+            }
+            Command::Get { .. } | Command::List { .. } | Command::Nick(_) | Command::Quit | Command::Nothing => {}
+        }
+    }
+
+    fn ask(&mut self, asked: Result<RequestId>, label: String) {
+        match asked {
+            Ok(id) => self.asked.add(id, label),
+            Err(Error::Argument { .. }) => self.printer.error("nothing can be stored here: start with --dir DIR"),
+            Err(error) => self.printer.error(&format!("{label}: {error}")),
+        }
+    }
+
+    /// Says what there is to say about an event, and asks for the rest of a listing.
+    fn hear(&mut self, event: &Event) {
+        self.asked.say(event, &mut self.printer);
+        if let (Event::Listed { entries, more: true, .. }, Some(from)) = (event, self.lists_from.clone()) {
+            let next = self.server.list(&from, entries.last().map(|last| &last.path));
+            self.ask(next, "/list".to_owned());
         }
     }
 

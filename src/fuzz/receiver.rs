@@ -282,14 +282,15 @@ impl<'a> Receiver<'a> {
             pipe: None,
             budget: Arc::clone(&self.budget),
             takes_offers: true,
-            requests: Arc::new(Requests::new(|_| ())),
+            relaying: None,
+            requests: Arc::new(Requests::new(Arc::default(), |_| ())),
             holders: Arc::clone(&self.holders),
             pulse: Arc::new(Alive),
             report: Arc::new(move |report| {
                 let id = match report {
                     Report::Stored(receipt) => receipt.transfer,
                     Report::Failed(failure) => failure.transfer,
-                    Report::Progress(_) | Report::Skipped { .. } => return,
+                    Report::Progress(_) | Report::Skipped { .. } | Report::Relayed { .. } => return,
                 };
                 assert!(ended.take().insert(id), "a transfer ends twice");
             }),
@@ -351,7 +352,8 @@ impl<'a> Receiver<'a> {
         }
         sender.is_honest &= number > sender.last_number && lie != 0xf2;
         let mtime = Time { seconds: seconds.into(), nanoseconds: 0 };
-        let offer = Offer { transfer: number, kind, size, mtime, mode: 0o644, content_crc, request: 0, path };
+        let (request, relay, item) = (0, 0, 0);
+        let offer = Offer { transfer: number, kind, size, mtime, mode: 0o644, content_crc, request, relay, item, path };
         sender.inbound.on_offer(offer)?;
         sender.last_number = number;
         let transfer = Transfer {

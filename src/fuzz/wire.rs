@@ -8,8 +8,8 @@ use crate::config::{
 use crate::error::{Goodbye, Refusal, WireError};
 use crate::name::Nickname;
 use crate::wire::{
-    CancelReason, Chunk, Decoder, Entry, Frame, Message, Offer, Peer, Presence, Receipt, RunId, Subject, Text, Time,
-    VERSION,
+    CancelReason, Chunk, Decoder, Delivered, Entry, Frame, Message, Offer, Peer, Presence, Receipt, Relay, Relayed,
+    RunId, Subject, Text, Time, VERSION,
 };
 
 /// No frame's tail is longer: TEXT's, CHUNK's and the skipped ones' are the longest (PROTOCOL 3).
@@ -223,7 +223,7 @@ fn limit(bytes: &mut Bytes, least: usize, most: usize) -> u32 {
 
 /// Any message that can be said.
 pub(super) fn any_message(bytes: &mut Bytes) -> Message {
-    match bytes.below(25) {
+    match bytes.below(27) {
         0 => {
             let version_high = bytes.u16();
             let version_low = bytes.u16().min(version_high);
@@ -262,7 +262,9 @@ pub(super) fn any_message(bytes: &mut Bytes) -> Message {
         8 => {
             let (run, sequence) = (RunId(bytes.array()), bytes.u64());
             let (from, to) = (maybe_nickname(bytes), maybe_nickname(bytes));
-            Message::Text(Text { run, sequence, from, to, text: String::from_utf8_lossy(&bytes.string()).into() })
+            let (leave, to_room) = (bytes.u8() & 1 == 1, bytes.u8() & 1 == 1);
+            let text = String::from_utf8_lossy(&bytes.string()).into();
+            Message::Text(Text { run, sequence, from, to, leave, to_room, text })
         }
         9 => Message::TextAck { count: bytes.u64() },
         10 | 11 => Message::Offer(Offer {
@@ -273,6 +275,8 @@ pub(super) fn any_message(bytes: &mut Bytes) -> Message {
             mode: bytes.u32(),
             content_crc: bytes.u32(),
             request: bytes.u32(),
+            relay: bytes.u32(),
+            item: bytes.u32(),
             path: bytes.string(),
         }),
         12 => Message::Send { transfer: bytes.u32(), have: bytes.u64(), credit: bytes.u64() },
@@ -310,8 +314,8 @@ pub(super) fn any_message(bytes: &mut Bytes) -> Message {
             };
             Message::Cancel { transfer, reason }
         }
-        20 => Message::Get { request: bytes.u32(), path: bytes.string() },
-        21 => Message::List { request: bytes.u32(), after: bytes.string() },
+        20 => Message::Get { request: bytes.u32(), from: maybe_nickname(bytes), path: bytes.string() },
+        21 => Message::List { request: bytes.u32(), from: maybe_nickname(bytes), after: bytes.string() },
         22 => Message::Entry(Entry {
             request: bytes.u32(),
             kind: bytes.u8(),
@@ -322,6 +326,22 @@ pub(super) fn any_message(bytes: &mut Bytes) -> Message {
         23 => {
             let (request, more) = (bytes.u32(), bytes.u8() & 1 == 1);
             Message::Ended { request, more, left_out: bytes.u32(), failed: bytes.u32() }
+        }
+        24 => {
+            let (relay, patience_seconds, leave) = (bytes.u32(), bytes.u32(), bytes.u8() & 1 == 1);
+            let to = (bytes.u8() & 1 == 1).then(|| (0..=bytes.below(4)).map(|_| nickname(bytes)).collect());
+            Message::Relay(Relay { relay, patience_seconds, leave, to })
+        }
+        25 => {
+            let (item, nickname, flags) = (bytes.u32(), nickname(bytes), bytes.u8());
+            let outcome = match bytes.u16() % 32 {
+                0 => Ok(Delivered { durable: flags & 1 != 0, already: flags & 2 != 0, stored: bytes.string() }),
+                code => {
+                    let (code, detail) = Refusal::from_wire(code, bytes.u64()).to_wire();
+                    Err(Refusal::from_wire(code, detail))
+                }
+            };
+            Message::Relayed(Relayed { item, nickname, outcome, last: flags & 4 != 0 })
         }
         _ => Message::Presence(match bytes.below(3) {
             0 => Presence::Joined(nickname(bytes)),

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use super::Hub;
 use crate::error::Refusal;
 use crate::event::PeerInfo;
-use crate::name::Nickname;
-use crate::session::{Handled, Owner, Session};
+use crate::name::{Nickname, SafePath};
+use crate::session::{Handled, Mailbox, Owner, RequestOf, Session};
 use crate::wire::{self, Presence};
 use crate::worker::Lock;
 
@@ -44,6 +44,7 @@ pub(super) struct MemberOwner {
     pub(super) in_room: bool,
     pub(super) address: SocketAddr,
     pub(super) called: Called,
+    pub(super) mailbox: Arc<Mailbox>,
 }
 
 impl Owner for MemberOwner {
@@ -53,6 +54,14 @@ impl Owner for MemberOwner {
 
     // Clients announce nobody (PROTOCOL 3); what they send of it is passed over.
     fn presence(&self, _: Presence) {}
+
+    fn get_from(&self, from: &Nickname, request: RequestOf, path: Option<SafePath>) -> Result<(), Refusal> {
+        self.hub.relay.ask(&self.hub, &self.mailbox, from, request, path, false)
+    }
+
+    fn list_from(&self, from: &Nickname, request: RequestOf, after: Option<SafePath>) -> Result<(), Refusal> {
+        self.hub.relay.ask(&self.hub, &self.mailbox, from, request, after, true)
+    }
 
     fn named(&self, nickname: Nickname) {
         self.hub.rename(self.id, &nickname);

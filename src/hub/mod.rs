@@ -4,6 +4,7 @@
 //! waits for a peer: a reader too slow for what is said is cut off.
 
 mod member;
+mod relay;
 mod seen;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -16,8 +17,8 @@ pub(crate) use seen::Seen;
 
 use crate::capacity::Capacity;
 use crate::config::{
-    Config, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, OFFERS_MAX, RUNS_REMEMBERED, RUN_REMEMBERED, TEXT_BYTES_MAX,
-    TEXT_WINDOW_BYTES,
+    Config, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, HOLDER_SILENCE_MAX, OFFERS_MAX, REFUSED_TIMEOUT, RUNS_REMEMBERED,
+    RUN_REMEMBERED, TEXT_BYTES_MAX, TEXT_WINDOW_BYTES,
 };
 use crate::conn::Conn;
 use crate::error::{Error, Goodbye, Refusal, Result};
@@ -29,10 +30,11 @@ use crate::session::{
     SessionContext,
 };
 use crate::storage::{Named, Pipe, Store, Top};
-use crate::transfer::{Budget, Holders, InboundContext, Pace, Report, Requests, TransferId, TransferIds};
+use crate::transfer::{Budget, Holders, InboundContext, Pace, Report, RequestId, Requests, TransferId, TransferIds};
 use crate::wire::{self, Message, Presence, RunId};
 use crate::worker::Lock;
 use member::{Called, Member, MemberOwner};
+use relay::{MemberRelaying, Relay};
 
 /// See the module.
 pub(crate) struct Hub {
@@ -47,6 +49,7 @@ pub(crate) struct Hub {
     ids: Arc<TransferIds>,
     pace: Arc<Pace>,
     share: Option<Arc<Top>>,
+    relay: Arc<Relay>,
     state: Mutex<State>,
     /// Wakes who waits for a new peer, or for the last to leave.
     changed: Condvar,
@@ -90,6 +93,7 @@ impl Hub {
             ids: Arc::default(),
             pace: Arc::new(Pace::new(config.limit_rate)),
             share: config.share.as_deref().map(Top::open).transpose()?.map(Arc::new),
+            relay: Arc::new(Relay::new(&config)?),
             state: Mutex::default(),
             changed: Condvar::new(),
             capacity,
@@ -139,6 +143,9 @@ impl Hub {
         let run = session.peer().run;
         self.events.push(Event::PeerConnected { peer: info.clone() });
         self.introduce(&info, &session);
+        if info.in_room {
+            self.relay.arrive(self, &info.nickname, session.mailbox());
+        }
         let result = session.run(reader);
         self.part(info.id, run, result);
     }
@@ -150,6 +157,9 @@ impl Hub {
             return Err(Error::Refused(Refusal::NotAllowed));
         }
         let (peer, reader) = greet_as_server(conn, self.config.key.as_ref())?;
+        if let Some(wished) = &peer.nickname {
+            self.end_if_dead(wished, peer.run);
+        }
         let (session, info, replaced) = {
             let mut state = self.state.take();
             if state.stopping {
@@ -175,10 +185,16 @@ impl Hub {
             };
             let address = conn.peer_addr();
             let info = PeerInfo { id, nickname: called.get(), address, in_room: peer.in_room };
-            let owner =
-                MemberOwner { hub: Arc::clone(self), id, in_room: peer.in_room, address, called: called.clone() };
+            let owner = MemberOwner {
+                hub: Arc::clone(self),
+                id,
+                in_room: peer.in_room,
+                address,
+                called: called.clone(),
+                mailbox: Arc::clone(&mailbox),
+            };
             let owner = Arc::new(owner);
-            let inbound = self.inbound(called.clone(), address, Arc::clone(&mailbox.requests));
+            let inbound = self.inbound(called.clone(), address, peer.run, &mailbox);
             let context = SessionContext { mailbox, owner, inbound };
             let session = Session::new(Arc::clone(conn), peer, context);
             state.members.insert(info.id, Member { info: info.clone(), called, session: Arc::clone(&session) });
@@ -214,11 +230,14 @@ impl Hub {
     /// A session ended: what it is still owed waits for its run for a while.
     fn part(&self, id: u32, run: RunId, result: Result<Goodbye>) {
         let error = result.err();
+        let mut over = Vec::new();
         let member = {
             let mut state = self.state.take();
             let member = state.members.remove(&id);
             state.pending.retain(|pending| pending.id != id);
-            state.parked.retain(|_, parked| parked.since.elapsed() < RUN_REMEMBERED);
+            let is_old = |parked: &Parked| parked.since.elapsed() >= RUN_REMEMBERED;
+            over.extend(state.parked.iter().filter(|(_, parked)| is_old(parked)).map(|(&run, _)| run));
+            state.parked.retain(|_, parked| !is_old(parked));
             if let (Some(member), Some(_)) = (&member, &error) {
                 if state.parked.len() < RUNS_REMEMBERED {
                     let (mailbox, called) = (Arc::clone(member.session.mailbox()), member.called.clone());
@@ -231,7 +250,11 @@ impl Hub {
         let Some(Member { info, session, .. }) = member else { return self.changed.notify_all() };
         if error.is_none() {
             session.mailbox().files.fail_all(|| Error::Closed);
+            session.mailbox().requests.fail_all(|| Error::Closed);
+            over.push(run);
         }
+        over.into_iter().for_each(|run| self.relay.forget_run(run));
+        self.relay.depart(session.mailbox());
         if info.in_room {
             self.events.push(Event::Left(info.nickname.clone()));
             for member in self.room_but(id) {
@@ -249,15 +272,27 @@ impl Hub {
     /// [`Refusal::Nobody`], [`Error::Argument`] for a text that is too long.
     pub(crate) fn send_text(&self, to: Option<&Nickname>, text: &str) -> Result<u64> {
         check_text(text)?;
-        let sequence = {
-            let mut state = self.state.take();
-            state.last_sequence += 1;
-            state.last_sequence
+        let sequence = self.next_sequence();
+        let (from, to_name) = (None, to.cloned());
+        let text = wire::Text {
+            run: self.run,
+            sequence,
+            from,
+            to: to_name,
+            leave: false,
+            to_room: false,
+            text: text.to_owned(),
         };
-        let text = wire::Text { run: self.run, sequence, from: None, to: to.cloned(), text: text.to_owned() };
         let receivers = self.receivers(to)?;
         deliver(&receivers, text, Some(sequence));
         Ok(sequence)
+    }
+
+    /// The number of the next text of the server's own run.
+    fn next_sequence(&self) -> u64 {
+        let mut state = self.state.take();
+        state.last_sequence += 1;
+        state.last_sequence
     }
 
     /// Offers a file to everybody in the room, or to one.
@@ -267,7 +302,34 @@ impl Hub {
     pub(crate) fn send_file(&self, to: Option<&Nickname>, path: &Path) -> Result<Vec<TransferId>> {
         let name = offered_name(path)?;
         Named::look(path)?;
-        self.receivers(to)?.iter().map(|member| member.session.mailbox().files.add_path(path, &name)).collect()
+        self.receivers(to)?.iter().map(|member| member.session.mailbox().files.add_path(path, &name, None)).collect()
+    }
+
+    /// Asks one in the room for what it shares.
+    ///
+    /// # Errors
+    /// [`Refusal::Nobody`], [`Error::Argument`] when there is no place for it.
+    pub(crate) fn get(&self, from: &Nickname, path: &SafePath, name: Option<&SafePath>) -> Result<RequestId> {
+        if self.store.is_none() && self.pipe.is_none() {
+            return Err(no_place_to_store());
+        }
+        let name = name.cloned().unwrap_or_else(|| SafePath::from(path.file_name().clone()));
+        self.ask(from, |requests| requests.get(None, path.clone(), name))
+    }
+
+    /// Asks one in the room what it shares.
+    ///
+    /// # Errors
+    /// [`Refusal::Nobody`].
+    pub(crate) fn list(&self, from: &Nickname, after: Option<&SafePath>) -> Result<RequestId> {
+        self.ask(from, |requests| requests.list(None, after.cloned()))
+    }
+
+    fn ask(&self, from: &Nickname, ask: impl FnOnce(&Requests) -> RequestId) -> Result<RequestId> {
+        let mailbox = self.mailbox_in_room(from).ok_or(Error::Refused(Refusal::Nobody))?;
+        let id = ask(&mailbox.requests);
+        mailbox.wake();
+        Ok(id)
     }
 
     /// Everybody who is connected.
@@ -310,6 +372,9 @@ impl Hub {
             (from, to, member.info.in_room, Arc::clone(&member.session))
         };
         session.name(to.clone());
+        if in_room {
+            self.relay.arrive(self, &to, session.mailbox());
+        }
         if in_room && from != to {
             for member in self.room_but(id) {
                 member.session.announce(Presence::Renamed { from: from.clone(), to: to.clone() });
@@ -363,9 +428,19 @@ impl Hub {
             if !self.config.relay {
                 return Err((Refusal::NoRelay, handled));
             }
+            if carried.leave {
+                // Its sender waits for the disk, and nobody else does.
+                if let Err(refusal) = self.relay.leave_text(self, carried.clone()) {
+                    return Err((refusal, handled));
+                }
+                self.state.take().seen.remember(carried.run, carried.sequence);
+                return Ok(());
+            }
             let Ok(receivers) = self.receivers(Some(to)) else { return Err((Refusal::Nobody, handled)) };
             deliver(&receivers, carried.clone(), None);
-        } else if self.config.relay && sender.in_room {
+        } else if carried.to_room && !self.config.relay {
+            return Err((Refusal::NoRelay, handled));
+        } else if self.config.relay && (sender.in_room || carried.to_room) {
             deliver(&self.room_but(sender.id), carried.clone(), None);
         }
         self.state.take().seen.remember(carried.run, carried.sequence);
@@ -387,24 +462,72 @@ impl Hub {
         state.members.values().filter(|member| member.info.in_room && member.info.id != id).cloned().collect()
     }
 
+    /// Of who has that nickname in the room.
+    fn mailbox_in_room(&self, nickname: &Nickname) -> Option<Arc<Mailbox>> {
+        let state = self.state.take();
+        let is_it = |member: &&Member| member.info.in_room && member.info.nickname == *nickname;
+        state.members.values().find(is_it).map(|member| Arc::clone(member.session.mailbox()))
+    }
+
+    /// Whether whoever has this mailbox is connected.
+    fn is_here(&self, mailbox: &Arc<Mailbox>) -> bool {
+        self.state.take().members.values().any(|member| Arc::ptr_eq(member.session.mailbox(), mailbox))
+    }
+
+    /// Who has the nickname that another run wishes is asked whether it is alive: a board that was switched off and on comes back
+    /// before its old connection is known to be dead.
+    fn end_if_dead(&self, wished: &Nickname, run: RunId) {
+        let holder = {
+            let state = self.state.take();
+            let is_it = |member: &&Member| member.info.nickname == *wished && member.session.peer().run != run;
+            state.members.values().find(is_it).cloned()
+        };
+        let Some(holder) = holder.filter(|holder| !holder.session.answers_within(HOLDER_SILENCE_MAX)) else { return };
+        holder.session.end();
+        let is_there = |state: &mut State| state.members.contains_key(&holder.info.id);
+        drop(self.changed.wait_timeout_while(self.state.take(), REFUSED_TIMEOUT, is_there));
+    }
+
     fn introduction(&self) -> wire::Peer {
         let peer = introduction(self.run, &self.config, self.store.is_some() || self.pipe.is_some());
         wire::Peer { relays: self.config.relay, in_room: false, ..peer }
     }
 
     fn new_mailbox(self: &Arc<Self>, called: Called) -> Arc<Mailbox> {
-        let (texts, files) = (self.events.clone(), self.events.clone());
-        let text_report = move |report| texts.push(Event::from(report));
-        let file_report = move |report| files.push(event_of(report, Some(&called.get()), None));
-        let answers = self.events.clone();
+        let (of_texts, of_files, of_answers) = (Arc::downgrade(self), Arc::downgrade(self), Arc::downgrade(self));
+        let text_report = move |report| {
+            let Some(hub) = of_texts.upgrade() else { return };
+            if !hub.relay.hears_text(&hub, report) {
+                hub.events.push(Event::from(report));
+            }
+        };
+        let file_report = move |report| {
+            let Some(hub) = of_files.upgrade() else { return };
+            if !hub.relay.hears(&hub, &report) {
+                hub.events.push(event_of(report, Some(&called.get()), None));
+            }
+        };
+        let answers = move |answer| {
+            let Some(hub) = of_answers.upgrade() else { return };
+            if !hub.relay.hears_answer(&answer) {
+                hub.events.push(Event::from(answer));
+            }
+        };
         let context =
             MailboxContext { ids: Arc::clone(&self.ids), pace: Arc::clone(&self.pace), share: self.share.clone() };
-        Arc::new(Mailbox::new(context, text_report, file_report, move |answer| answers.push(Event::from(answer))))
+        Arc::new(Mailbox::new(context, text_report, file_report, answers))
     }
 
     /// How the files of one peer come in.
-    fn inbound(self: &Arc<Self>, called: Called, address: SocketAddr, requests: Arc<Requests>) -> MakeInbound {
+    fn inbound(
+        self: &Arc<Self>,
+        called: Called,
+        address: SocketAddr,
+        run: RunId,
+        mailbox: &Arc<Mailbox>,
+    ) -> MakeInbound {
         let hub = Arc::clone(self);
+        let (requests, mailbox) = (Arc::clone(&mailbox.requests), Arc::clone(mailbox));
         Box::new(move |hooks| {
             let events = hub.events.clone();
             InboundContext {
@@ -412,6 +535,7 @@ impl Hub {
                 pipe: hub.pipe.clone(),
                 takes_offers: hub.config.take_offers,
                 requests,
+                relaying: Some(Arc::new(MemberRelaying { hub: Arc::downgrade(&hub), run, mailbox })),
                 budget: Arc::clone(&hub.budget),
                 holders: Arc::clone(&hub.holders),
                 pulse: hooks.pulse,
@@ -515,6 +639,12 @@ pub(crate) fn check_key(config: &Config) -> Result<()> {
     Ok(())
 }
 
+/// What is asked for can't be stored.
+pub(crate) fn no_place_to_store() -> Error {
+    let expected = "a directory to store what is asked for";
+    Error::Argument { what: "configuration", got: "no dir".to_owned(), expected }
+}
+
 /// The name under which a file is offered: its own last one, also of a path such as `..`.
 ///
 /// # Errors
@@ -547,7 +677,7 @@ pub(crate) fn event_of(report: Report, peer: Option<&Nickname>, address: Option<
     match report {
         Report::Progress(progress) => Event::Progress(progress),
         Report::Stored(mut receipt) => {
-            receipt.peer = peer.cloned();
+            receipt.peer = receipt.peer.or_else(|| peer.cloned());
             receipt.address = address;
             match receipt.direction {
                 Direction::Outgoing => Event::Sent(receipt),
@@ -555,9 +685,10 @@ pub(crate) fn event_of(report: Report, peer: Option<&Nickname>, address: Option<
             }
         }
         Report::Failed(mut failure) => {
-            failure.peer = peer.cloned();
+            failure.peer = failure.peer.or_else(|| peer.cloned());
             Event::TransferFailed(failure)
         }
+        Report::Relayed { transfer } => Event::Relayed { transfer },
         Report::Skipped { path, why } => Event::Skipped { path, why },
     }
 }

@@ -1,12 +1,13 @@
 //! What one run is still owed, over as many connections as it takes: texts without acknowledgement and files without receipt.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use super::texts::Texts;
 use crate::error::Refusal;
 use crate::storage::Top;
 use crate::transfer::{Answer, Outbound, Pace, Report, Requests, Sharing, TransferIds};
-use crate::wire;
+use crate::wire::{self, Message};
 use crate::worker::Lock;
 
 /// What became of a text of ours.
@@ -32,6 +33,8 @@ pub(crate) struct Mailbox {
     pub(crate) sharing: Sharing,
     /// What is asked of the other side.
     pub(crate) requests: Arc<Requests>,
+    /// What became of files that came from there for others (PROTOCOL 11.4).
+    outcomes: Mutex<VecDeque<wire::Relayed>>,
     link: Mutex<Link>,
 }
 
@@ -50,12 +53,14 @@ impl Mailbox {
         report: impl Fn(Report) + Send + Sync + 'static,
         answer: impl Fn(Answer) + Send + Sync + 'static,
     ) -> Mailbox {
+        let ids = Arc::clone(&context.ids);
         let files = Arc::new(Outbound::new(context.ids, context.pace, report));
         Mailbox {
             texts: Texts::new(text_report),
             sharing: Sharing::new(context.share, &files),
             files,
-            requests: Arc::new(Requests::new(answer)),
+            requests: Arc::new(Requests::new(ids, answer)),
+            outcomes: Mutex::default(),
             link: Mutex::default(),
         }
     }
@@ -64,6 +69,8 @@ impl Mailbox {
     pub(super) fn attach(&self, peer: &wire::Peer, wake: Arc<dyn Fn() + Send + Sync>) -> u32 {
         let mut link = self.link.take();
         link.epoch += 1;
+        // They are told again when the files are offered again.
+        self.outcomes.take().clear();
         self.texts.attach(peer.text_window_bytes);
         self.files.attach(peer, Arc::clone(&wake));
         self.requests.attach();
@@ -87,6 +94,24 @@ impl Mailbox {
         self.link.take().epoch == epoch
     }
 
+    /// Takes what is to be said of a file that came from there, at the next [`Mailbox::wake`].
+    pub(crate) fn put_outcome(&self, relayed: wire::Relayed) {
+        self.outcomes.take().push_back(relayed);
+    }
+
+    pub(super) fn has_outcomes(&self) -> bool {
+        !self.outcomes.take().is_empty()
+    }
+
+    /// Appends outcomes, about 32 KiB at a time.
+    pub(super) fn take_outcomes(&self, out: &mut Vec<u8>) {
+        const ENOUGH_BYTES: usize = 32 * 1024;
+        while out.len() < ENOUGH_BYTES {
+            let Some(relayed) = self.outcomes.take().pop_front() else { return };
+            Message::Relayed(relayed).encode(out);
+        }
+    }
+
     /// Something was put in.
     pub(crate) fn wake(&self) {
         let wake = self.link.take().wake.clone();
@@ -97,6 +122,6 @@ impl Mailbox {
 
     /// Whether everything was acknowledged.
     pub(crate) fn is_empty(&self) -> bool {
-        self.texts.is_empty() && self.files.is_idle() && self.requests.is_empty()
+        self.texts.is_empty() && self.files.is_idle() && self.requests.is_empty() && !self.has_outcomes()
     }
 }

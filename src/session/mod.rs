@@ -20,12 +20,12 @@ pub(crate) use mailbox::{Mailbox, MailboxContext, TextReport};
 pub(crate) use reader::FrameReader;
 
 use crate::config::{
-    CLOSE_TIMEOUT, FRAME_BYTES_PER_SECOND, FRAME_PROGRESS, NICKNAME_BYTES_MAX, PING_AFTER, SILENCE_MAX,
+    CLOSE_TIMEOUT, FRAME_BYTES_PER_SECOND, FRAME_PROGRESS, HOLDER_LOOK, NICKNAME_BYTES_MAX, PING_AFTER, SILENCE_MAX,
     TEXT_WINDOW_BYTES,
 };
 use crate::conn::Conn;
 use crate::error::{Error, Goodbye, Refusal, Result};
-use crate::name::Nickname;
+use crate::name::{Nickname, SafePath};
 use crate::transfer::{Inbound, InboundContext, Pulse};
 use crate::wire::{self, Frame, Message, Presence, Subject};
 use crate::worker::Lock;
@@ -36,10 +36,26 @@ pub(crate) trait Owner: Send + Sync {
     /// A text came. It is acknowledged when `handled` is dropped. An error refuses it, and gives `handled` back: the
     /// refusal must be said first (PROTOCOL 4.4).
     fn text(&self, text: wire::Text, handled: Handled) -> std::result::Result<(), (Refusal, Handled)>;
+    /// Asks another peer for what it shares. An error refuses the request.
+    fn get_from(&self, _: &Nickname, _: RequestOf, _: Option<SafePath>) -> std::result::Result<(), Refusal> {
+        Err(Refusal::NoRelay)
+    }
+    /// As [`Owner::get_from`], for what there is.
+    fn list_from(&self, _: &Nickname, _: RequestOf, _: Option<SafePath>) -> std::result::Result<(), Refusal> {
+        Err(Refusal::NoRelay)
+    }
     /// Somebody came or left.
     fn presence(&self, presence: Presence);
     /// A client hears its nickname from now on; a server hears a wish (PROTOCOL 2.5).
     fn named(&self, nickname: Nickname);
+}
+
+/// A request of the other side.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RequestOf {
+    /// The connection, as [`Mailbox`] counts them.
+    pub(crate) epoch: u32,
+    pub(crate) number: u32,
 }
 
 /// Acknowledges a text when it is dropped.
@@ -185,6 +201,20 @@ impl Session {
         self.has_progressed.load(Ordering::Relaxed)
     }
 
+    /// Asks whether the other side is alive, and waits for anything from it at most so long.
+    pub(crate) fn answers_within(&self, time: Duration) -> bool {
+        let pulse = SessionPulse(self.this.clone());
+        let (token, deadline) = (pulse.ping(), Instant::now() + time);
+        while !pulse.has_answered(token) {
+            if Instant::now() > deadline {
+                // On a slow line the answer stands behind data.
+                return pulse.silent_for() < time / 2;
+            }
+            std::thread::park_timeout(HOLDER_LOOK);
+        }
+        true
+    }
+
     /// Ends the connection without a word.
     pub(crate) fn end(&self) {
         self.conn.end();
@@ -290,8 +320,16 @@ impl Session {
                 Subject::Transfer(number) => files.on_refused(number, refusal)?,
                 Subject::Request(number) => self.mailbox.requests.on_refused(number, refusal)?,
             },
-            Message::Get { request, path } => self.mailbox.sharing.on_get(request, path)?,
-            Message::List { request, after } => self.mailbox.sharing.on_list(request, after)?,
+            Message::Get { request, from: None, path } => self.mailbox.sharing.on_get(request, path)?,
+            Message::List { request, from: None, after } => self.mailbox.sharing.on_list(request, after)?,
+            Message::Get { request, from: Some(from), path } => {
+                self.ask_others(request, path, |request, path| self.owner.get_from(&from, request, path))?;
+            }
+            Message::List { request, from: Some(from), after } => {
+                self.ask_others(request, after, |request, path| self.owner.list_from(&from, request, path))?;
+            }
+            Message::Relay(relay) => self.inbound.on_relay(relay),
+            Message::Relayed(relayed) => files.on_relayed(relayed)?,
             Message::Entry(entry) => self.mailbox.requests.on_entry(entry)?,
             Message::Ended { request, more, left_out, failed } => {
                 self.mailbox.requests.on_ended(request, more, left_out, failed)?;
@@ -309,6 +347,22 @@ impl Session {
             }
         }
         Ok(None)
+    }
+
+    /// PROTOCOL 11.6: somebody else is asked.
+    fn ask_others(
+        &self,
+        number: u32,
+        path: Vec<u8>,
+        ask: impl FnOnce(RequestOf, Option<SafePath>) -> std::result::Result<(), Refusal>,
+    ) -> Result<()> {
+        let epoch = self.mailbox.files.asked(number)?;
+        let path = (!path.is_empty()).then(|| SafePath::parse(&path)).transpose();
+        let asked = path.map_err(|_| Refusal::BadName).and_then(|path| ask(RequestOf { epoch, number }, path));
+        if let Err(refusal) = asked {
+            self.mailbox.files.refuse_request(epoch, number, refusal);
+        }
+        Ok(())
     }
 
     fn text(self: &Arc<Self>, text: wire::Text) -> Result<()> {

@@ -297,6 +297,7 @@ impl Session {
             || !self.inbound.has_nothing_to_say()
             || self.mailbox.texts.has_work()
             || self.mailbox.requests.has_work()
+            || self.mailbox.has_outcomes()
             || self.may_say_goodbye(turn).is_some()
             || self.wants_writer(turn)
     }
@@ -340,6 +341,7 @@ impl Session {
         }
         self.mailbox.texts.take(out);
         self.mailbox.requests.control(out);
+        self.mailbox.take_outcomes(out);
         if let Some(refusal) = turn.refused.take() {
             turn.has_refused = true;
             Message::Refused { subject: Subject::Connection, refusal }.encode(out);

@@ -129,6 +129,11 @@ impl Dir {
         fs::unlinkat(&self.fd, name, AtFlags::empty())
     }
 
+    /// Removes an empty directory.
+    pub(super) fn remove_directory(&self, name: &OsStr) -> Result<()> {
+        fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR)
+    }
+
     /// A second name for the same file; fails where the name is taken.
     pub(super) fn link(&self, from: &OsStr, to: &OsStr) -> Result<()> {
         fs::linkat(&self.fd, from, &self.fd, to, AtFlags::empty())

@@ -18,7 +18,7 @@ use super::failure::{errno_of, is_not_offered, Failure};
 use super::room::{Reservation, Room};
 use super::Meta;
 use crate::config::{block_bytes, FALLOCATE_BYTES, PARTIALS_OF_A_FILE_MAX, SYNC_BYTES};
-use crate::name::{PARTIAL_PREFIX, PARTIAL_SUFFIX};
+use crate::name::{SafeName, PARTIAL_PREFIX, PARTIAL_SUFFIX};
 use crate::worker::{spawn, Lock};
 
 /// See the module. Written by one thread and read by another at once; dropped without a commit, it is kept for a later run if
@@ -339,6 +339,11 @@ impl Identity {
             version.update(&meta.content_crc.to_be_bytes());
         }
         Identity(format!("{path:08x}{:08x}", version.finalize()))
+    }
+
+    /// As the name of a directory for what has this identity.
+    pub(super) fn name(&self) -> SafeName {
+        SafeName::hexadecimal(&self.0)
     }
 
     pub(super) fn partial_name(&self, number: u32) -> String {

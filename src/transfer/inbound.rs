@@ -12,8 +12,10 @@ use super::compare::{Compare, Compared};
 use super::holders::{Hold, Holders, Pulse};
 use super::incoming::{Incoming, Stage};
 use super::ledger::Ledger;
-use super::{Direction, Kind, Receipt, Report, RequestId, Requests, TransferFailure, TransferIds};
-use crate::config::{OPEN_TRANSFERS_MAX, SMALL_FILES_BEGUN_MAX};
+use super::{
+    Arrived, Direction, Kind, Receipt, Relaying, Report, RequestId, Requests, TransferFailure, TransferIds, Way,
+};
+use crate::config::{OPEN_TRANSFERS_MAX, RELAYS_MAX, SMALL_FILES_BEGUN_MAX};
 use crate::error::{Error, Refusal, Result};
 use crate::name::SafePath;
 use crate::storage::{Committed, Existing, Failure, Meta, Pipe, Store};
@@ -31,6 +33,8 @@ pub(crate) struct InboundContext {
     pub(crate) takes_offers: bool,
     /// What was asked for.
     pub(crate) requests: Arc<Requests>,
+    /// Takes what is for others; `None` refuses it.
+    pub(crate) relaying: Option<Arc<dyn Relaying>>,
     /// Shared by all connections.
     pub(crate) holders: Arc<Holders>,
     /// This connection, for the others.
@@ -52,6 +56,8 @@ pub(crate) struct Inbound {
 struct Inner {
     context: InboundContext,
     ledger: Mutex<Ledger>,
+    /// Those that offers may name.
+    relays: Mutex<VecDeque<Arc<wire::Relay>>>,
     /// The connection is gone.
     closed: AtomicBool,
     /// Used by the disk thread alone, but for the end.
@@ -79,9 +85,18 @@ impl Files {
     }
 }
 
+/// What a file is offered for.
+enum Why {
+    /// For this side, unasked.
+    Own,
+    /// It answers this.
+    Request(RequestId),
+    /// For others.
+    Relay(Arc<wire::Relay>),
+}
+
 enum Job {
-    /// With the request that it answers.
-    Offer(Offer, Option<RequestId>),
+    Offer(Offer, Why),
     /// Nobody else is to be waited for.
     Settled {
         number: u32,
@@ -120,6 +135,7 @@ impl Inbound {
     pub(crate) fn new(context: InboundContext) -> Inbound {
         let inner = Arc::new(Inner {
             ledger: Mutex::new(Ledger::new(Arc::clone(&context.budget), Arc::clone(&context.wake))),
+            relays: Mutex::default(),
             closed: AtomicBool::new(false),
             context,
             files: Mutex::default(),
@@ -164,12 +180,29 @@ impl Inbound {
     /// [`Error::Violation`], here and in the others.
     pub(crate) fn on_offer(&self, mut offer: Offer) -> Result<()> {
         self.inner.ledger.take().offered(offer.transfer)?;
-        let mut request = None;
-        if offer.request != 0 {
-            let (id, path) = self.inner.context.requests.name_here(offer.request, &offer.path)?;
-            (request, offer.path) = (Some(id), path);
+        let why = match (offer.request, offer.relay) {
+            (0, 0) => Why::Own,
+            (request, 0) => {
+                let (id, path) = self.inner.context.requests.name_here(request, &offer.path)?;
+                offer.path = path;
+                Why::Request(id)
+            }
+            (_, relay) => {
+                let relays = self.inner.relays.take();
+                let known = relays.iter().rev().find(|known| known.relay == relay && offer.request == 0);
+                Why::Relay(known.cloned().ok_or(Error::violation("11.2", "an OFFER under a RELAY never said"))?)
+            }
+        };
+        self.post(Job::Offer(offer, why))
+    }
+
+    /// PROTOCOL 11.1: who offers under this number are for.
+    pub(crate) fn on_relay(&self, relay: wire::Relay) {
+        let mut relays = self.inner.relays.take();
+        if relays.len() >= RELAYS_MAX {
+            relays.pop_front();
         }
-        self.post(Job::Offer(offer, request))
+        relays.push_back(Arc::new(relay));
     }
 
     /// PROTOCOL 6.1 and 6.2: data came.
@@ -266,8 +299,8 @@ impl Inner {
         }
         let mut files = self.files.take();
         let result = match job {
-            Job::Offer(offer, request) => {
-                self.offered(&mut files, offer, request);
+            Job::Offer(offer, why) => {
+                self.offered(&mut files, offer, &why);
                 Ok(())
             }
             Job::Settled { number } => {
@@ -294,16 +327,23 @@ impl Inner {
         }
     }
 
-    fn offered(self: &Arc<Self>, files: &mut Files, offer: Offer, request: Option<RequestId>) {
+    fn offered(self: &Arc<Self>, files: &mut Files, offer: Offer, why: &Why) {
         let number = offer.transfer;
         let path = SafePath::parse(&offer.path);
         let id = self.context.ids.next();
         let kind = Kind::from_wire(offer.kind);
-        let refusal = match (&self.context.store, &path) {
-            (None, _) if self.context.pipe.is_none() => Some(Refusal::NoDirectory),
-            _ if request.is_none() && !self.context.takes_offers => Some(Refusal::NoDirectory),
+        let is_for_others = matches!(why, Why::Relay(_));
+        let request = match why {
+            Why::Request(id) => Some(*id),
+            _ => None,
+        };
+        let has_no_place = self.context.store.is_none() && self.context.pipe.is_none();
+        let refusal = match (why, &path) {
+            (Why::Own, _) if has_no_place || !self.context.takes_offers => Some(Refusal::NoDirectory),
             _ if kind.is_none() => Some(Refusal::Unsupported),
-            _ if kind == Some(Kind::Directory) && self.context.pipe.is_some() => Some(Refusal::Unsupported),
+            _ if kind == Some(Kind::Directory) && self.context.pipe.is_some() && !is_for_others => {
+                Some(Refusal::Unsupported)
+            }
             (_, Err(_)) => Some(Refusal::BadName),
             _ => None,
         };
@@ -317,8 +357,24 @@ impl Inner {
             content_crc: offer.content_crc,
             is_stream: kind == Kind::Stream,
         };
-        let file = Incoming::new(id, kind, request, meta);
+        let passage = if refusal.is_none() { self.passage(why, offer.item, kind, &meta) } else { Ok(None) };
+        let mut file = Incoming::new(id, kind, request, meta);
         let large = file.is_large();
+        let refusal = match passage {
+            Ok(Some(Way::Through(passage))) => {
+                file.meta.path = passage.place().1.clone();
+                file.passage = Some(passage);
+                refusal
+            }
+            Ok(Some(Way::Known(arrived, relayed))) => {
+                self.reply_receipt(number, true, arrived.size, &Arrived { stored: file.meta.path, ..arrived });
+                relayed.into_iter().for_each(|relayed| self.reply(Message::Relayed(relayed)));
+                return self.ledger.take().ended(number);
+            }
+            Ok(None) if request.is_some() && has_no_place => Some(Refusal::NoDirectory),
+            Ok(None) => refusal,
+            Err(refusal) => Some(refusal),
+        };
         files.open.insert(number, file);
         if let Some(refusal) = refusal {
             return self.refuse(files, number, Failure { refusal, cause: None });
@@ -329,6 +385,18 @@ impl Inner {
         }
         files.large += usize::from(large);
         self.settle(files, number);
+    }
+
+    /// How a file goes on, where it is not for this side.
+    fn passage(&self, why: &Why, item: u32, kind: Kind, meta: &Meta) -> std::result::Result<Option<Way>, Refusal> {
+        match (why, &self.context.relaying) {
+            (Why::Relay(relay), Some(relaying)) => relaying.offered(relay, item, kind, meta).map(Some),
+            (Why::Relay(_), None) => Err(Refusal::NoRelay),
+            (Why::Request(request), Some(relaying)) => {
+                relaying.asked_for(*request, kind, meta).transpose().map(|passage| passage.map(Way::Through))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Begins when nobody else is receiving this file, or those who are were asked.
@@ -347,10 +415,16 @@ impl Inner {
 
     /// Answers an offer: there already, SEND, or REFUSED.
     fn begin(self: &Arc<Self>, files: &mut Files, number: u32) {
-        if let Some(pipe) = &self.context.pipe {
+        let Some(file) = files.open.get_mut(&number) else { return };
+        if let (None, Some(pipe)) = (&file.passage, &self.context.pipe) {
             return self.begin_piping(files, number, pipe);
         }
-        let (Some(store), Some(file)) = (&self.context.store, files.open.get_mut(&number)) else { return };
+        if file.passage.is_some() && file.kind == Kind::Directory {
+            // Nothing of it is to be kept but what the offer says.
+            let stored = file.meta.path.clone();
+            return self.committed(files, number, Ok(Committed { stored, already: false, durable: true }));
+        }
+        let Some(store) = &file.store(self.context.store.as_ref()).cloned() else { return };
         if file.kind == Kind::Directory {
             match store.make_directory(&file.meta.path) {
                 Ok(directory) => {
@@ -437,7 +511,7 @@ impl Inner {
     }
 
     fn confirm(self: &Arc<Self>, file: &mut Incoming, number: u32, existing: Existing, crc: u32) {
-        let Some(store) = &self.context.store else { return };
+        let Some(store) = &file.store(self.context.store.as_ref()).cloned() else { return };
         file.stage = Stage::Committing { crc };
         self.context.budget.begin_commit();
         store.confirm(existing, self.done(number, file));
@@ -471,10 +545,10 @@ impl Inner {
                 (self.context.report)(Report::Progress(file.progress()));
                 return Ok(written);
             }
+            let Some(store) = &file.store(self.context.store.as_ref()).cloned() else { return Ok(Ok(())) };
             let Stage::Receiving(partial) = &mut file.stage else {
                 return Err(Error::violation("6.1", "CHUNK that was not asked for"));
             };
-            let Some(store) = &self.context.store else { return Ok(Ok(())) };
             if partial.is_none() {
                 files.small.insert(number);
             }
@@ -592,7 +666,8 @@ impl Inner {
 
     /// Nothing that was there is equal: the data is wanted, but for what a partial holds.
     fn receive_after_all(self: &Arc<Self>, files: &mut Files, number: u32, mut sums: Vec<u32>) -> Result<()> {
-        let (Some(store), Some(file)) = (&self.context.store, files.open.get_mut(&number)) else { return Ok(()) };
+        let Some(file) = files.open.get_mut(&number) else { return Ok(()) };
+        let Some(store) = &file.store(self.context.store.as_ref()).cloned() else { return Ok(()) };
         let partial = match store.open_partial(&file.meta) {
             Ok(partial) => Arc::new(partial),
             Err(failure) => {
@@ -661,7 +736,7 @@ impl Inner {
             }
             _ => return Ok(()),
         };
-        let Some(store) = &self.context.store else { return Ok(()) };
+        let Some(store) = &file.store(self.context.store.as_ref()).cloned() else { return Ok(()) };
         if crc != expected {
             partial.iter().for_each(|partial| partial.discard());
             self.refuse(files, number, Failure { refusal: Refusal::Damaged, cause: None });
@@ -693,20 +768,25 @@ impl Inner {
             Ok(committed) => committed,
             Err(failure) => return self.refuse(files, number, failure),
         };
-        let Some(file) = files.open.get(&number) else { return };
-        let Stage::Committing { crc } = file.stage else { return };
+        let Some(file) = files.open.get_mut(&number) else { return };
+        let crc = match file.stage {
+            Stage::Committing { crc } => crc,
+            _ if file.kind == Kind::Directory => 0,
+            _ => return,
+        };
         let size = if file.kind == Kind::Directory { 0 } else { file.meta.size };
         let resumed = size.saturating_sub(file.travelled);
         let stored = committed.stored.to_bytes();
-        let receipt = wire::Receipt {
-            transfer: number,
-            durable: committed.durable,
-            already: committed.already,
-            size,
-            resumed,
-            crc,
-            stored: stored.clone(),
-        };
+        let arrived = Arrived { size, crc, durable: committed.durable, stored: committed.stored };
+        if let Some(mut passage) = file.passage.take() {
+            if let Err(refusal) = passage.arrived(arrived.clone()) {
+                return self.refuse(files, number, refusal.into());
+            }
+            let stored = passage.name().clone();
+            self.reply_receipt(number, committed.already, resumed, &Arrived { stored, ..arrived });
+            self.end(files, number);
+            return passage.go_on();
+        }
         let report = Receipt {
             transfer: file.id,
             direction: Direction::Incoming,
@@ -725,9 +805,21 @@ impl Inner {
             grew: file.finish.is_some_and(|(_, grew)| grew),
             elapsed: file.started.elapsed(),
         };
-        self.reply(Message::Receipt(receipt));
+        self.reply_receipt(number, committed.already, resumed, &arrived);
         (self.context.report)(Report::Stored(report));
         self.end(files, number);
+    }
+
+    fn reply_receipt(&self, number: u32, already: bool, resumed: u64, arrived: &Arrived) {
+        self.reply(Message::Receipt(wire::Receipt {
+            transfer: number,
+            durable: arrived.durable,
+            already,
+            size: arrived.size,
+            resumed,
+            crc: arrived.crc,
+            stored: arrived.stored.to_bytes(),
+        }));
     }
 
     fn refuse(self: &Arc<Self>, files: &mut Files, number: u32, failure: Failure) {
@@ -743,7 +835,7 @@ impl Inner {
             peer: None,
             request: file.request,
             source: None,
-            name: file.meta.path.to_bytes(),
+            name: file.offered_name(),
             error,
         }));
         self.end(files, number);

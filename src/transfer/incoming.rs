@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use super::coverage::Coverage;
 use super::holders::Hold;
-use super::{Direction, Kind, Progress, RequestId, TransferId};
+use super::{Direction, Kind, Passage, Progress, RequestId, TransferId};
 use crate::config::{block_bytes, DAMAGED_CHUNKS_MAX, REPAIRS_MAX};
 use crate::error::{Error, Refusal, Result};
-use crate::storage::{Existing, Failure, Meta, Partial, Pipe, Taken};
+use crate::storage::{Existing, Failure, Meta, Partial, Pipe, Store, Taken};
 use crate::wire::Chunk;
 
 /// An offered file.
@@ -21,6 +21,8 @@ pub(super) struct Incoming {
     pub(super) kind: Kind,
     /// Our request that it answers.
     pub(super) request: Option<RequestId>,
+    /// It is for others.
+    pub(super) passage: Option<Box<dyn Passage>>,
     pub(super) started: Instant,
     pub(super) stage: Stage,
     /// Let go after the partial in `stage`.
@@ -69,6 +71,7 @@ impl Incoming {
             meta,
             kind,
             request,
+            passage: None,
             started: Instant::now(),
             stage: Stage::Waiting,
             hold: None,
@@ -83,6 +86,19 @@ impl Incoming {
             sums_received: 0,
             finish: None,
         }
+    }
+
+    /// As it was offered: what is for others is kept under another path.
+    pub(super) fn offered_name(&self) -> Vec<u8> {
+        match &self.passage {
+            Some(passage) => passage.name().to_bytes(),
+            None => self.meta.path.to_bytes(),
+        }
+    }
+
+    /// Where it is stored: with what goes on to others, or in `own`.
+    pub(super) fn store<'a>(&'a self, own: Option<&'a Arc<Store>>) -> Option<&'a Arc<Store>> {
+        self.passage.as_ref().map(|passage| passage.place().0).or(own)
     }
 
     /// Whether it takes one of the places of PROTOCOL 5.4.
@@ -225,7 +241,7 @@ impl Incoming {
         Progress {
             transfer: self.id,
             direction: Direction::Incoming,
-            name: self.meta.path.to_bytes(),
+            name: self.offered_name(),
             bytes: self.meta.size.min(self.have + self.travelled),
             size_bytes: (self.kind != Kind::Stream).then_some(self.meta.size),
         }

@@ -14,6 +14,7 @@ mod ledger;
 mod outbound;
 mod outgoing;
 mod pace;
+mod relaying;
 mod requests;
 mod sharing;
 mod window;
@@ -31,8 +32,9 @@ use crate::{storage, wire};
 pub(crate) use budget::Budget;
 pub(crate) use holders::{Holders, Pulse};
 pub(crate) use inbound::{Inbound, InboundContext};
-pub(crate) use outbound::Outbound;
+pub(crate) use outbound::{Outbound, Parcel};
 pub(crate) use pace::Pace;
+pub(crate) use relaying::{Arrived, Passage, Relaying, Way};
 pub(crate) use requests::{Answer, Requests};
 pub use requests::{Listed, RequestId};
 pub(crate) use sharing::Sharing;
@@ -74,7 +76,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn to_wire(self) -> u8 {
+    pub(crate) fn to_wire(self) -> u8 {
         match self {
             Kind::File => 0,
             Kind::Directory => 1,
@@ -82,7 +84,7 @@ impl Kind {
         }
     }
 
-    fn from_wire(kind: u8) -> Option<Kind> {
+    pub(crate) fn from_wire(kind: u8) -> Option<Kind> {
         [Kind::File, Kind::Directory, Kind::Stream].into_iter().find(|known| known.to_wire() == kind)
     }
 }
@@ -167,6 +169,8 @@ pub(crate) enum Report {
     Stored(Receipt),
     /// See [`TransferFailure`].
     Failed(TransferFailure),
+    /// All those that a file was for have it, or will not get it.
+    Relayed { transfer: TransferId },
     /// Something in a tree is not sent.
     Skipped { path: PathBuf, why: Skipped },
 }

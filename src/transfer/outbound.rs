@@ -8,17 +8,17 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::outgoing::{Content, Finishing, Offered, Opening, Outgoing, Phase, Step};
+use super::outgoing::{Content, Finishing, Offered, Opening, Outgoing, Phase, Purpose, Step};
 use super::pace::Pace;
 use super::window::Window;
-use super::{Direction, Kind, Report, TransferFailure, TransferId, TransferIds};
+use super::{Direction, Kind, Listed, Receipt, Report, TransferFailure, TransferId, TransferIds};
 use crate::config::{
-    block_bytes, BLOCK_BYTES_LEAST, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, OPEN_TRANSFERS_MAX, REQUESTS_MAX,
-    SUMS_PER_FRAME, TREE_STEP,
+    block_bytes, BLOCK_BYTES_LEAST, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, OPEN_TRANSFERS_MAX, RELAYS_MAX,
+    RELAY_NICKNAMES_BYTES_MAX, REQUESTS_MAX, SUMS_PER_FRAME, TREE_STEP,
 };
 use crate::error::{Error, Refusal, Result};
 use crate::name::SafePath;
-use crate::storage::{self, Found, Named, Origin, Page, Shared, Stream, Tree};
+use crate::storage::{self, Found, Held, Named, Origin, Shared, Stream, Tree};
 use crate::wire::{self, seal_chunk, CancelReason, Message, Subject, CHUNK_HEAD_BYTES};
 use crate::worker::{spawn, Lock};
 
@@ -64,9 +64,34 @@ struct Link {
     credit: u64,
     /// SUMS, CANCEL and answers to requests, ready to go.
     ready: VecDeque<Message>,
+    /// The RELAYs that offers may name (PROTOCOL 11.1).
+    relays: VecDeque<u32>,
     last_request: u32,
     /// Requests of the other side that are not ended.
     asked: BTreeMap<u32, Asked>,
+}
+
+/// A file or directory that came for others, and is handed on.
+#[derive(Clone)]
+pub(crate) struct Parcel {
+    pub(crate) kind: Kind,
+    pub(crate) name: SafePath,
+    pub(crate) mtime: storage::Time,
+    pub(crate) mode: u32,
+    pub(crate) held: Arc<Held>,
+}
+
+impl Parcel {
+    fn outgoing(&self, id: TransferId, purpose: Purpose) -> Outgoing {
+        let content = match self.kind {
+            Kind::Directory => {
+                let path = self.held.origin().path();
+                Content::Directory { path, mtime: self.mtime, mode: self.mode, is_top: false }
+            }
+            Kind::File | Kind::Stream => Content::File(self.held.origin()),
+        };
+        Outgoing::new(id, purpose, &self.name, content).holding(Arc::clone(&self.held))
+    }
 }
 
 /// A request of the other side.
@@ -112,34 +137,65 @@ impl Outbound {
     ///
     /// # Errors
     /// [`Error::File`] where it can't be read.
-    pub(crate) fn add_path(&self, path: &Path, name: &SafePath) -> Result<TransferId> {
+    pub(crate) fn add_path(&self, path: &Path, name: &SafePath, relay: Option<Arc<wire::Relay>>) -> Result<TransferId> {
+        let purpose = relay.map_or(Purpose::Own, Purpose::Relay);
         Ok(match Named::look(path)? {
-            Named::File(origin) => self.add(0, name, Content::File(origin)),
-            Named::Tree(top) => self.add_tree(0, Tree::new(top, name.clone())?),
-            Named::Stream(stream) => self.add_stream(stream, name),
+            Named::File(origin) => self.add(purpose, name, Content::File(origin)),
+            Named::Tree(top) => self.add_tree(purpose, Tree::new(top, name.clone())?),
+            Named::Stream(stream) => self.add(purpose, name, Content::Stream(Arc::new(stream))),
         })
     }
 
     /// Takes a stream to send under `name`.
-    pub(crate) fn add_stream(&self, stream: Stream, name: &SafePath) -> TransferId {
-        self.add(0, name, Content::Stream(Arc::new(stream)))
+    pub(crate) fn add_stream(&self, stream: Stream, name: &SafePath, relay: Option<Arc<wire::Relay>>) -> TransferId {
+        let purpose = relay.map_or(Purpose::Own, Purpose::Relay);
+        self.add(purpose, name, Content::Stream(Arc::new(stream)))
     }
 
-    fn add_tree(&self, request: u32, tree: Tree) -> TransferId {
+    /// Takes what somebody else sent, to be handed on as transfer `id`.
+    pub(crate) fn hand_on(&self, id: TransferId, parcel: &Parcel) {
+        let file = parcel.outgoing(id, Purpose::Own);
+        self.state.take().add(file);
+        self.wake();
+    }
+
+    /// PROTOCOL 9.2: as [`Outbound::hand_on`], for a request of the other side on that connection.
+    pub(crate) fn hand_on_asked(&self, epoch: u32, number: u32, parcel: &Parcel) {
+        {
+            let mut state = self.state.take();
+            if state.epoch != epoch || state.link.is_none() {
+                return;
+            }
+            state.add(parcel.outgoing(self.ids.next(), Purpose::Request(number)));
+        }
+        self.wake();
+    }
+
+    /// A transfer is not wanted any more; nobody hears of it.
+    pub(crate) fn withdraw(&self, id: TransferId) {
+        {
+            let mut state = self.state.take();
+            state.cancel(id, CancelReason::GivenUp);
+            state.remove(id);
+        }
+        self.wake();
+    }
+
+    fn add_tree(&self, purpose: Purpose, tree: Tree) -> TransferId {
         let id = self.ids.next();
         {
             let mut state = self.state.take();
             let top = Content::Directory { path: tree.path(), mtime: storage::Time::default(), mode: 0, is_top: true };
-            state.insert(Outgoing::new(id, request, tree.name(), top));
+            state.insert(Outgoing::new(id, purpose, tree.name(), top));
             state.trees.push_back((id, tree));
         }
         self.wake();
         id
     }
 
-    fn add(&self, request: u32, name: &SafePath, content: Content) -> TransferId {
+    fn add(&self, purpose: Purpose, name: &SafePath, content: Content) -> TransferId {
         let id = self.ids.next();
-        self.state.take().add(Outgoing::new(id, request, name, content));
+        self.state.take().add(Outgoing::new(id, purpose, name, content));
         self.wake();
         id
     }
@@ -169,24 +225,23 @@ impl Outbound {
             return;
         }
         match shared {
-            Shared::File(origin, name) => self.add(number, &name, Content::File(origin)),
-            Shared::Tree(tree) => self.add_tree(number, tree),
+            Shared::File(origin, name) => self.add(Purpose::Request(number), &name, Content::File(origin)),
+            Shared::Tree(tree) => self.add_tree(Purpose::Request(number), tree),
         };
     }
 
     /// PROTOCOL 9.4: what was asked for is told.
-    pub(crate) fn answer_list(&self, epoch: u32, number: u32, page: &Page) {
-        let entries = page.entries.iter().map(|entry| {
-            let kind = if entry.is_directory { Kind::Directory } else { Kind::File };
+    pub(crate) fn answer_list(&self, epoch: u32, number: u32, entries: &[Listed], more: bool) {
+        let entries = entries.iter().map(|entry| {
             Message::Entry(wire::Entry {
                 request: number,
-                kind: kind.to_wire(),
-                size: entry.size,
-                mtime: entry.mtime.into(),
+                kind: entry.kind.to_wire(),
+                size: entry.size_bytes,
+                mtime: wire::Time { seconds: entry.mtime_seconds, nanoseconds: 0 },
                 path: entry.path.to_bytes(),
             })
         });
-        let ended = Message::Ended { request: number, more: page.more, left_out: 0, failed: 0 };
+        let ended = Message::Ended { request: number, more, left_out: 0, failed: 0 };
         self.end_request(epoch, number, entries.chain([ended]));
     }
 
@@ -194,6 +249,44 @@ impl Outbound {
     pub(crate) fn refuse_request(&self, epoch: u32, number: u32, refusal: Refusal) {
         let refused = Message::Refused { subject: Subject::Request(number), refusal };
         self.end_request(epoch, number, [refused]);
+    }
+
+    /// PROTOCOL 11.6: others are asked for what was asked here; its end comes with [`Outbound::handed_on`].
+    pub(crate) fn ask_others(&self, epoch: u32, number: u32) {
+        let mut state = self.state.take();
+        if state.epoch == epoch {
+            state.count(number, |asked| asked.open += 1);
+        }
+    }
+
+    /// PROTOCOL 9.3: others have offered all of it.
+    pub(crate) fn handed_on(&self, epoch: u32, number: u32, left_out: u32, failed: u32) {
+        {
+            let mut state = self.state.take();
+            if state.epoch != epoch {
+                return;
+            }
+            state.count(number, |asked| {
+                asked.left_out = asked.left_out.saturating_add(left_out);
+                asked.failed = asked.failed.saturating_add(failed);
+            });
+            state.end_answered(number);
+        }
+        self.wake();
+    }
+
+    /// PROTOCOL 11.6: others won't give it; what they gave before counts.
+    pub(crate) fn not_handed_on(&self, epoch: u32, number: u32, refusal: Refusal) {
+        let has_begun = {
+            let state = self.state.take();
+            let asked = state.link.as_ref().and_then(|link| link.asked.get(&number));
+            asked.is_some_and(|asked| asked.open > 1) && state.epoch == epoch
+        };
+        if has_begun {
+            self.handed_on(epoch, number, 0, 1);
+        } else {
+            self.refuse_request(epoch, number, refusal);
+        }
     }
 
     fn end_request(&self, epoch: u32, number: u32, messages: impl IntoIterator<Item = Message>) {
@@ -223,6 +316,7 @@ impl Outbound {
             sent: 0,
             credit: 0,
             ready: VecDeque::new(),
+            relays: VecDeque::new(),
             last_request: 0,
             asked: BTreeMap::new(),
         });
@@ -311,8 +405,8 @@ impl Outbound {
 
     /// Goes on through a tree, a few entries at a time.
     fn walk(&self, top: TransferId, mut tree: Tree) {
-        let request = self.state.take().files.get(&top).map(|file| file.request);
-        let is_through = request.is_none_or(|request| self.walk_on(top, request, &mut tree));
+        let purpose = self.state.take().files.get(&top).map(|file| file.purpose.clone());
+        let is_through = purpose.is_none_or(|purpose| self.walk_on(top, &purpose, &mut tree));
         {
             let mut state = self.state.take();
             state.walking = None;
@@ -325,14 +419,15 @@ impl Outbound {
     }
 
     /// Gives whether the top was reached, which is the last.
-    fn walk_on(&self, top: TransferId, request: u32, tree: &mut Tree) -> bool {
+    fn walk_on(&self, top: TransferId, purpose: &Purpose, tree: &mut Tree) -> bool {
+        let request = purpose.request();
         for found in tree.take(TREE_STEP) {
             match found {
-                Found::File { origin, name } => self.found(request, &name, Content::File(origin)),
+                Found::File { origin, name } => self.found(purpose, &name, Content::File(origin)),
                 Found::Directory { name, path, mtime, mode, is_top } => {
                     let content = Content::Directory { path, mtime, mode, is_top };
                     if !is_top {
-                        self.found(request, &name, content);
+                        self.found(purpose, &name, content);
                         continue;
                     }
                     let state = &mut *self.state.take();
@@ -363,8 +458,8 @@ impl Outbound {
         false
     }
 
-    fn found(&self, request: u32, name: &SafePath, content: Content) {
-        let file = Outgoing::new(self.ids.next(), request, name, content);
+    fn found(&self, purpose: &Purpose, name: &SafePath, content: Content) {
+        let file = Outgoing::new(self.ids.next(), purpose.clone(), name, content);
         self.state.take().add(file);
     }
 
@@ -378,6 +473,9 @@ impl Outbound {
             return;
         }
         let (Some(link), Some(file)) = (&mut state.link, state.files.get_mut(&id)) else { return };
+        if let Purpose::Relay(relay) = &file.purpose {
+            link.say_relay(relay, out);
+        }
         link.last_number += 1;
         link.unanswered += 1;
         link.numbers.insert(link.last_number, id);
@@ -392,7 +490,9 @@ impl Outbound {
             mtime: offered.mtime,
             mode,
             content_crc: offered.content_crc,
-            request: file.request,
+            request: file.request(),
+            relay: file.purpose.relay(),
+            item: id,
             path: file.name.clone(),
         };
         Message::Offer(offer).encode(out);
@@ -526,7 +626,7 @@ impl Outbound {
             if state.epoch == epoch {
                 state.cancel(id, reason);
             }
-            let request = state.files.get(&id).map_or(0, |file| file.request);
+            let request = state.files.get(&id).map_or(0, Outgoing::request);
             state.count(request, |asked| asked.failed = asked.failed.saturating_add(1));
             state.remove(id)
         };
@@ -676,11 +776,48 @@ impl Outbound {
             let Some(id) = state.answered(number)? else { return Ok(()) };
             let Some(file) = state.files.get(&id) else { return Ok(()) };
             let receipt = file.receipt(receipt)?;
+            if file.is_for_others() {
+                state.relays(id, receipt);
+                drop(state);
+                self.tell_outcomes(id);
+                return Ok(());
+            }
             state.remove(id).iter().for_each(Outgoing::close);
             receipt
         };
         (self.report)(Report::Stored(receipt));
         Ok(())
+    }
+
+    /// PROTOCOL 11.4: what became of a file at one of those it is for.
+    pub(crate) fn on_relayed(&self, relayed: wire::Relayed) -> Result<()> {
+        let id = relayed.item;
+        {
+            let mut state = self.state.take();
+            let Some(file) = state.files.get_mut(&id).filter(|file| file.is_for_others()) else { return Ok(()) };
+            if file.early.len() >= RELAY_NICKNAMES_BYTES_MAX {
+                return Err(Error::violation("11.4", "more outcomes than nicknames"));
+            }
+            file.early.push(relayed);
+        }
+        self.tell_outcomes(id);
+        Ok(())
+    }
+
+    /// Reports what became of a file, once its receipt has come.
+    fn tell_outcomes(&self, id: TransferId) {
+        let (reports, is_over) = {
+            let mut state = self.state.take();
+            let Some((reports, is_over)) = state.files.get_mut(&id).map(Outgoing::outcomes) else { return };
+            if is_over {
+                state.remove(id).iter().for_each(Outgoing::close);
+            }
+            (reports, is_over)
+        };
+        reports.into_iter().for_each(|report| (self.report)(report));
+        if is_over {
+            (self.report)(Report::Relayed { transfer: id });
+        }
     }
 
     /// PROTOCOL 6.10: the peer will not have the file.
@@ -714,7 +851,7 @@ impl State {
 
     fn insert(&mut self, file: Outgoing) {
         self.plain += usize::from(!file.is_directory());
-        self.count(file.request, |asked| asked.open += 1);
+        self.count(file.request(), |asked| asked.open += 1);
         self.files.insert(file.id, file);
     }
 
@@ -740,7 +877,7 @@ impl State {
     /// PROTOCOL 9.5: the other side asks again on its next connection.
     fn forget_requested(&mut self) {
         for (_, file) in std::mem::take(&mut self.files) {
-            if file.request == 0 {
+            if file.request() == 0 {
                 self.files.insert(file.id, file);
             } else {
                 file.close();
@@ -776,7 +913,7 @@ impl State {
     }
 
     fn cancel(&mut self, id: TransferId, reason: CancelReason) {
-        let known = self.files.get(&id).filter(|file| !matches!(file.phase, Phase::Waiting));
+        let known = self.files.get(&id).filter(|file| !matches!(file.phase, Phase::Waiting | Phase::Relaying(_)));
         if let (Some(link), Some(file)) = (&mut self.link, known) {
             link.ready.push_back(Message::Cancel { transfer: file.number, reason });
         }
@@ -784,18 +921,22 @@ impl State {
 
     /// Forgets a file; the queues pass over what is not there.
     fn remove(&mut self, id: TransferId) -> Option<Outgoing> {
-        let mut file = self.files.remove(&id)?;
+        let file = self.files.remove(&id)?;
         self.plain -= usize::from(!file.is_directory());
-        self.end_answered(file.request);
+        self.end_answered(file.request());
         if let Some(link) = &mut self.link {
-            match &mut file.phase {
-                Phase::Waiting => return Some(file),
-                Phase::Offered => link.unanswered = link.unanswered.saturating_sub(1),
-                Phase::Sending(sending) => link.window.acknowledged(sending.unacknowledged(), Instant::now()),
-            }
-            link.numbers.remove(&file.number);
+            link.ended(&file);
         }
         Some(file)
+    }
+
+    /// PROTOCOL 11.4: the other side has a file, and hands it on.
+    fn relays(&mut self, id: TransferId, receipt: Receipt) {
+        let Some(file) = self.files.get_mut(&id) else { return };
+        if let Some(link) = &mut self.link {
+            link.ended(file);
+        }
+        file.phase = Phase::Relaying(receipt);
     }
 
     fn has_work(&self) -> bool {
@@ -856,6 +997,28 @@ impl State {
 }
 
 impl Link {
+    /// A transfer has ended on this connection.
+    fn ended(&mut self, file: &Outgoing) {
+        match &file.phase {
+            Phase::Waiting | Phase::Relaying(_) => return,
+            Phase::Offered => self.unanswered = self.unanswered.saturating_sub(1),
+            Phase::Sending(sending) => self.window.acknowledged(sending.unacknowledged(), Instant::now()),
+        }
+        self.numbers.remove(&file.number);
+    }
+
+    /// PROTOCOL 11.1: says whom the next offer is for, unless the other side remembers.
+    fn say_relay(&mut self, relay: &wire::Relay, out: &mut Vec<u8>) {
+        if self.relays.contains(&relay.relay) {
+            return;
+        }
+        if self.relays.len() >= RELAYS_MAX {
+            self.relays.pop_front();
+        }
+        self.relays.push_back(relay.relay);
+        Message::Relay(relay.clone()).encode(out);
+    }
+
     /// How long a chunk may be now; 0 while the window or the credit is used up, or the pace wants a pause.
     fn length_max(&self) -> u64 {
         if !self.pace.pause(Instant::now()).is_zero() {

@@ -2,16 +2,16 @@
 //!
 //! It does no input or output; [`Outbound`](super::Outbound) asks it for the next step and tells it what came of it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{combine_crc, Direction, Kind, Progress, Receipt, TransferFailure, TransferId};
+use super::{combine_crc, Direction, Kind, Progress, Receipt, Report, TransferFailure, TransferId};
 use crate::config::{block_bytes, BLOCK_BYTES_LEAST, REPAIRS_MAX};
 use crate::error::{Error, Result};
-use crate::name::SafePath;
-use crate::storage::{self, Origin, Source, Stream};
+use crate::name::{Nickname, SafePath};
+use crate::storage::{self, Held, Origin, Source, Stream};
 use crate::wire::{self, Time};
 
 /// One file that is to be sent, over as many connections as it takes.
@@ -19,14 +19,30 @@ pub(super) struct Outgoing {
     pub(super) id: TransferId,
     /// Its number on this connection, once it is offered (PROTOCOL 5.1).
     pub(super) number: u32,
-    /// The other side's GET that it answers, or 0 (PROTOCOL 9.2).
-    pub(super) request: u32,
+    pub(super) purpose: Purpose,
     pub(super) content: Content,
     /// The path that is offered, as bytes.
     pub(super) name: Vec<u8>,
     pub(super) started: Instant,
     pub(super) offered: Offered,
     pub(super) phase: Phase,
+    /// Keeps what is read where it is until this has ended.
+    held: Option<Arc<Held>>,
+    /// Those whose outcome was reported, of those that it is for.
+    told: BTreeSet<Nickname>,
+    /// What came before the receipt.
+    pub(super) early: Vec<wire::Relayed>,
+}
+
+/// What is sent, and why.
+#[derive(Clone)]
+pub(super) enum Purpose {
+    /// The application wants the other side to have it.
+    Own,
+    /// It answers the other side's GET of this number (PROTOCOL 9.2).
+    Request(u32),
+    /// It is for others, whom the other side hands it on to (PROTOCOL 11).
+    Relay(Arc<wire::Relay>),
 }
 
 /// Where what is sent comes from.
@@ -74,6 +90,8 @@ pub(super) enum Phase {
     Offered,
     /// Answered with SEND.
     Sending(Sending),
+    /// The other side has it, and hands it on.
+    Relaying(Receipt),
 }
 
 /// A transfer whose data was asked for.
@@ -124,18 +142,54 @@ impl Content {
     }
 }
 
+impl Purpose {
+    /// The request that it answers, or 0.
+    pub(super) fn request(&self) -> u32 {
+        match self {
+            Purpose::Request(number) => *number,
+            Purpose::Own | Purpose::Relay(_) => 0,
+        }
+    }
+
+    /// The RELAY that says whom it is for, or 0.
+    pub(super) fn relay(&self) -> u32 {
+        match self {
+            Purpose::Relay(relay) => relay.relay,
+            Purpose::Own | Purpose::Request(_) => 0,
+        }
+    }
+}
+
 impl Outgoing {
-    pub(super) fn new(id: TransferId, request: u32, name: &SafePath, content: Content) -> Outgoing {
+    pub(super) fn new(id: TransferId, purpose: Purpose, name: &SafePath, content: Content) -> Outgoing {
         Outgoing {
             id,
             number: 0,
-            request,
+            purpose,
             content,
             name: name.to_bytes(),
             started: Instant::now(),
             offered: Offered::default(),
             phase: Phase::Waiting,
+            held: None,
+            told: BTreeSet::new(),
+            early: Vec::new(),
         }
+    }
+
+    /// The same, which keeps what is read where it is until it has ended.
+    pub(super) fn holding(self, held: Arc<Held>) -> Outgoing {
+        Outgoing { held: Some(held), ..self }
+    }
+
+    /// The request that it answers, or 0.
+    pub(super) fn request(&self) -> u32 {
+        self.purpose.request()
+    }
+
+    /// Whether what becomes of it at those whom it is for is told here.
+    pub(super) fn is_for_others(&self) -> bool {
+        matches!(&self.purpose, Purpose::Relay(relay) if !relay.leave)
     }
 
     pub(super) fn is_directory(&self) -> bool {
@@ -244,7 +298,9 @@ impl Outgoing {
     /// RECEIPT was received: PROTOCOL 6.9.
     pub(super) fn receipt(&self, receipt: wire::Receipt) -> Result<Receipt> {
         let (size, expected_crc, grew) = match &self.phase {
-            Phase::Waiting => return Err(Error::violation("6.9", "RECEIPT for a transfer not offered")),
+            Phase::Waiting | Phase::Relaying(_) => {
+                return Err(Error::violation("6.9", "RECEIPT for a transfer that waits for none"));
+            }
             Phase::Offered => {
                 let crc = receipt.already.then_some(self.offered.content_crc).filter(|_| self.is_small());
                 (self.offered.size, crc, false)
@@ -268,7 +324,7 @@ impl Outgoing {
             address: None,
             request: None,
             kind: self.content.kind(),
-            source: self.content.path(),
+            source: self.source(),
             name: self.name.clone(),
             stored: receipt.stored,
             bytes: receipt.size,
@@ -281,13 +337,56 @@ impl Outgoing {
         })
     }
 
+    /// PROTOCOL 11.4: what became of it at one of those it is for; `None` where that was told before.
+    fn relayed(&mut self, receipt: &Receipt, relayed: &wire::Relayed) -> Option<Report> {
+        if !self.told.insert(relayed.nickname.clone()) {
+            return None;
+        }
+        let peer = Some(relayed.nickname.clone());
+        Some(match &relayed.outcome {
+            Ok(delivered) => Report::Stored(Receipt {
+                peer,
+                stored: delivered.stored.clone(),
+                durable: delivered.durable,
+                already: delivered.already,
+                elapsed: self.started.elapsed(),
+                ..receipt.clone()
+            }),
+            Err(refusal) => Report::Failed(TransferFailure {
+                transfer: self.id,
+                direction: Direction::Outgoing,
+                peer,
+                request: None,
+                source: self.source(),
+                name: self.name.clone(),
+                error: Error::Refused(*refusal),
+            }),
+        })
+    }
+
+    /// What the outcomes that have come say, and whether they are all.
+    pub(super) fn outcomes(&mut self) -> (Vec<Report>, bool) {
+        let Phase::Relaying(receipt) = &self.phase else { return (Vec::new(), false) };
+        let (receipt, early) = (receipt.clone(), std::mem::take(&mut self.early));
+        let reports = early.iter().filter_map(|relayed| self.relayed(&receipt, relayed)).collect();
+        (reports, early.iter().any(|relayed| relayed.last))
+    }
+
+    /// As this side's user named it; `None` where that was not so.
+    fn source(&self) -> Option<PathBuf> {
+        if self.held.is_some() {
+            return None;
+        }
+        self.content.path()
+    }
+
     pub(super) fn failure(self, error: Error) -> TransferFailure {
         TransferFailure {
             transfer: self.id,
             direction: Direction::Outgoing,
             peer: None,
             request: None,
-            source: self.content.path(),
+            source: self.source(),
             name: self.name,
             error,
         }
@@ -391,7 +490,7 @@ mod tests {
     #[test]
     fn a_receiver_may_ask_for_so_many_ranges_and_no_more() {
         let stream = Content::Stream(Arc::new(Stream::of_reader(std::io::empty())));
-        let mut file = Outgoing::new(1, 0, &SafePath::parse(b"a").unwrap(), stream);
+        let mut file = Outgoing::new(1, Purpose::Own, &SafePath::parse(b"a").unwrap(), stream);
         file.phase = Phase::Offered;
         file.begin(0).unwrap();
         let sending = file.sending().unwrap();

@@ -4,16 +4,17 @@
 //! [`Inbound`](super::Inbound), which asks here whether they were asked for.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use super::Kind;
+use super::{Kind, TransferIds};
 use crate::config::{LIST_BYTES_MAX, LIST_ENTRIES_MAX, PATH_BYTES_MAX, REQUESTS_MAX};
 use crate::error::{Error, Refusal, Result};
-use crate::name::SafePath;
+use crate::name::{Nickname, SafePath};
+use crate::storage;
 use crate::wire::{self, Message};
 use crate::worker::Lock;
 
-/// Names a request to the application: unique for the life of the client.
+/// Names a request to the application: unique for the life of the server or client.
 pub type RequestId = u32;
 
 /// A file or directory that the other side shares.
@@ -29,6 +30,14 @@ pub struct Listed {
     pub mtime_seconds: i64,
 }
 
+impl From<storage::Listed> for Listed {
+    fn from(listed: storage::Listed) -> Listed {
+        let storage::Listed { path, is_directory, size, mtime } = listed;
+        let kind = if is_directory { Kind::Directory } else { Kind::File };
+        Listed { path, kind, size_bytes: size, mtime_seconds: mtime.seconds }
+    }
+}
+
 /// What became of a request.
 #[derive(Debug)]
 pub(crate) enum Answer {
@@ -40,13 +49,13 @@ pub(crate) enum Answer {
 /// See the module.
 pub(crate) struct Requests {
     state: Mutex<State>,
+    ids: Arc<TransferIds>,
     report: Box<dyn Fn(Answer) + Send + Sync>,
 }
 
 #[derive(Default)]
 struct State {
     open: BTreeMap<RequestId, Request>,
-    last_id: RequestId,
     is_connected: bool,
     /// Counts on each connection (PROTOCOL 9.1).
     last_number: u32,
@@ -61,35 +70,36 @@ struct Request {
 }
 
 enum What {
-    /// `name` is what it is called here.
+    /// `from`: who has it, where that is not the other side itself; `name`: what it is called here.
     Get {
+        from: Option<Nickname>,
         path: SafePath,
         name: SafePath,
     },
     List {
+        from: Option<Nickname>,
         after: Option<SafePath>,
     },
 }
 
 impl Requests {
-    pub(crate) fn new(report: impl Fn(Answer) + Send + Sync + 'static) -> Requests {
-        Requests { state: Mutex::default(), report: Box::new(report) }
+    pub(crate) fn new(ids: Arc<TransferIds>, report: impl Fn(Answer) + Send + Sync + 'static) -> Requests {
+        Requests { state: Mutex::default(), ids, report: Box::new(report) }
     }
 
     /// Asks for a file or a directory, to be called `name` here.
-    pub(crate) fn get(&self, path: SafePath, name: SafePath) -> RequestId {
-        self.add(What::Get { path, name })
+    pub(crate) fn get(&self, from: Option<Nickname>, path: SafePath, name: SafePath) -> RequestId {
+        self.add(What::Get { from, path, name })
     }
 
     /// Asks what there is, from what follows `after`.
-    pub(crate) fn list(&self, after: Option<SafePath>) -> RequestId {
-        self.add(What::List { after })
+    pub(crate) fn list(&self, from: Option<Nickname>, after: Option<SafePath>) -> RequestId {
+        self.add(What::List { from, after })
     }
 
     fn add(&self, what: What) -> RequestId {
+        let id = self.ids.next();
         let mut state = self.state.take();
-        state.last_id += 1;
-        let id = state.last_id;
         state.open.insert(id, Request { what, number: None, entries: Vec::new(), entries_bytes: 0 });
         id
     }
@@ -134,10 +144,12 @@ impl Requests {
             let number = state.last_number;
             request.number = Some(number);
             match &request.what {
-                What::Get { path, .. } => Message::Get { request: number, path: path.to_bytes() },
-                What::List { after } => {
+                What::Get { from, path, .. } => {
+                    Message::Get { request: number, from: from.clone(), path: path.to_bytes() }
+                }
+                What::List { from, after } => {
                     let after = after.as_ref().map(SafePath::to_bytes).unwrap_or_default();
-                    Message::List { request: number, after }
+                    Message::List { request: number, from: from.clone(), after }
                 }
             }
             .encode(out);
@@ -151,7 +163,7 @@ impl Requests {
     pub(crate) fn name_here(&self, number: u32, path: &[u8]) -> Result<(RequestId, Vec<u8>)> {
         let mut state = self.state.take();
         let (id, request) = state.find(number)?;
-        let What::Get { path: asked, name } = &request.what else {
+        let What::Get { path: asked, name, .. } = &request.what else {
             return Err(Error::violation("9.2", "an OFFER for a LIST"));
         };
         let rest = path.strip_prefix(asked.file_name().as_bytes()).filter(|rest| matches!(rest, [] | [b'/', ..]));
@@ -226,8 +238,6 @@ fn unknown() -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::{Arc, Mutex};
-
     fn path(path: &str) -> SafePath {
         SafePath::parse(path.as_bytes()).unwrap()
     }
@@ -235,7 +245,7 @@ mod tests {
     fn requests() -> (Requests, Arc<Mutex<Vec<Answer>>>) {
         let answers: Arc<Mutex<Vec<Answer>>> = Arc::default();
         let heard = Arc::clone(&answers);
-        let requests = Requests::new(move |answer| heard.take().push(answer));
+        let requests = Requests::new(Arc::default(), move |answer| heard.take().push(answer));
         requests.attach();
         (requests, answers)
     }
@@ -243,7 +253,7 @@ mod tests {
     #[test]
     fn only_what_was_asked_for_may_be_offered_and_it_gets_the_name_it_has_here() {
         let (requests, _) = requests();
-        let id = requests.get(path("crash/core"), path("b7/core"));
+        let id = requests.get(None, path("crash/core"), path("b7/core"));
         assert!(requests.name_here(1, b"core").is_err(), "not asked yet");
         requests.control(&mut Vec::new());
         assert_eq!(requests.name_here(1, b"core").unwrap(), (id, b"b7/core".to_vec()));
@@ -260,7 +270,7 @@ mod tests {
     #[test]
     fn a_request_without_an_answer_is_asked_again_on_the_next_connection() {
         let (requests, answers) = requests();
-        let id = requests.list(None);
+        let id = requests.list(None, None);
         let mut out = Vec::new();
         requests.control(&mut out);
         assert!(!out.is_empty() && !requests.has_work());
@@ -283,7 +293,7 @@ mod tests {
     #[test]
     fn no_more_is_asked_at_a_time_than_may_be_and_no_more_entries_are_taken() {
         let (requests, _) = requests();
-        (0..REQUESTS_MAX + 1).for_each(|_| assert!(requests.list(None) > 0));
+        (0..REQUESTS_MAX + 1).for_each(|_| assert!(requests.list(None, None) > 0));
         requests.control(&mut Vec::new());
         assert!(!requests.has_work());
         requests.on_refused(3, Refusal::NoShare).unwrap();

@@ -5,6 +5,7 @@
 use std::sync::{Arc, Weak};
 
 use super::outbound::Outbound;
+use super::Listed;
 use crate::error::{Error, Refusal, Result};
 use crate::name::SafePath;
 use crate::storage::Top;
@@ -76,7 +77,11 @@ fn answer(top: Option<&Arc<Top>>, files: &Weak<Outbound>, Job { epoch, number, w
         What::List(after) => {
             let after = (!after.is_empty()).then(|| SafePath::parse(&after)).transpose();
             match after {
-                Ok(after) => files.answer_list(epoch, number, &top.list(after.as_ref())),
+                Ok(after) => {
+                    let page = top.list(after.as_ref());
+                    let entries: Vec<Listed> = page.entries.into_iter().map(Listed::from).collect();
+                    files.answer_list(epoch, number, &entries, page.more);
+                }
                 Err(_) => files.refuse_request(epoch, number, Refusal::BadName),
             }
         }

@@ -40,10 +40,12 @@ pub enum Message {
     Finish { transfer: u32, size: u64, crc: u32, grew: bool },
     Receipt(Receipt),
     Cancel { transfer: u32, reason: CancelReason },
-    Get { request: u32, path: Vec<u8> },
-    List { request: u32, after: Vec<u8> },
+    Get { request: u32, from: Option<Nickname>, path: Vec<u8> },
+    List { request: u32, from: Option<Nickname>, after: Vec<u8> },
     Entry(Entry),
     Ended { request: u32, more: bool, left_out: u32, failed: u32 },
+    Relay(Relay),
+    Relayed(Relayed),
     Presence(Presence),
 }
 
@@ -80,6 +82,9 @@ pub struct Text {
     pub sequence: u64,
     pub from: Option<Nickname>,
     pub to: Option<Nickname>,
+    pub leave: bool,
+    /// For everybody in the room, from one who is not in it.
+    pub to_room: bool,
     pub text: String,
 }
 
@@ -102,6 +107,8 @@ pub struct Offer {
     pub mode: u32,
     pub content_crc: u32,
     pub request: u32,
+    pub relay: u32,
+    pub item: u32,
     pub path: Vec<u8>,
 }
 
@@ -136,6 +143,38 @@ pub struct Receipt {
     pub size: u64,
     pub resumed: u64,
     pub crc: u32,
+    pub stored: Vec<u8>,
+}
+
+/// Who the files are for that name it (PROTOCOL 11.1).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Relay {
+    pub relay: u32,
+    /// How long to wait for who is not there.
+    pub patience_seconds: u32,
+    pub leave: bool,
+    /// `None`: everybody in the room.
+    pub to: Option<Vec<Nickname>>,
+}
+
+/// What became of a file on its way to one of those it is for (PROTOCOL 11.4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Relayed {
+    pub item: u32,
+    pub nickname: Nickname,
+    pub outcome: Result<Delivered, Refusal>,
+    /// No other follows.
+    pub last: bool,
+}
+
+/// A file that is stored where it was to go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Delivered {
+    pub durable: bool,
+    pub already: bool,
     pub stored: Vec<u8>,
 }
 
@@ -200,6 +239,8 @@ impl Message {
             Message::List { .. } => layout::LIST,
             Message::Entry(_) => layout::ENTRY,
             Message::Ended { .. } => layout::ENDED,
+            Message::Relay(_) => layout::RELAY,
+            Message::Relayed(_) => layout::RELAYED,
             Message::Presence(_) => layout::PRESENCE,
         }
     }
@@ -248,6 +289,7 @@ impl Message {
                 out.write_u64::<BigEndian>(text.sequence)?;
                 out.push(nickname_length(text.from.as_ref()));
                 out.push(nickname_length(text.to.as_ref()));
+                out.push(u8::from(text.leave) | u8::from(text.to_room) << 1);
             }
             Message::Offer(offer) => {
                 out.write_u32::<BigEndian>(offer.transfer)?;
@@ -257,6 +299,8 @@ impl Message {
                 out.write_u32::<BigEndian>(offer.mode)?;
                 out.write_u32::<BigEndian>(offer.content_crc)?;
                 out.write_u32::<BigEndian>(offer.request)?;
+                out.write_u32::<BigEndian>(offer.relay)?;
+                out.write_u32::<BigEndian>(offer.item)?;
             }
             Message::Send { transfer, have: first, credit: second }
             | Message::Ack { transfer, received: first, credit: second }
@@ -295,7 +339,10 @@ impl Message {
                     CancelReason::Other(code) => *code,
                 })?;
             }
-            Message::Get { request, .. } | Message::List { request, .. } => out.write_u32::<BigEndian>(*request)?,
+            Message::Get { request, from, .. } | Message::List { request, from, .. } => {
+                out.write_u32::<BigEndian>(*request)?;
+                out.push(nickname_length(from.as_ref()));
+            }
             Message::Entry(entry) => {
                 out.write_u32::<BigEndian>(entry.request)?;
                 out.push(entry.kind);
@@ -307,6 +354,22 @@ impl Message {
                 out.push(u8::from(*more));
                 out.write_u32::<BigEndian>(*left_out)?;
                 out.write_u32::<BigEndian>(*failed)?;
+            }
+            Message::Relay(relay) => {
+                out.write_u32::<BigEndian>(relay.relay)?;
+                out.write_u32::<BigEndian>(relay.patience_seconds)?;
+                out.push(u8::from(relay.leave) | u8::from(relay.to.is_none()) << 1);
+            }
+            Message::Relayed(relayed) => {
+                let (flags, (code, detail)) = match &relayed.outcome {
+                    Ok(stored) => (u8::from(stored.durable) | u8::from(stored.already) << 1, (0, 0)),
+                    Err(refusal) => (0, refusal.to_wire()),
+                };
+                out.write_u32::<BigEndian>(relayed.item)?;
+                out.push(flags | u8::from(relayed.last) << 2);
+                out.write_u16::<BigEndian>(code)?;
+                out.write_u64::<BigEndian>(detail)?;
+                out.push(nickname_length(Some(&relayed.nickname)));
             }
         }
         Ok(())
@@ -326,8 +389,18 @@ impl Message {
             Message::Chunk(chunk) => out.extend_from_slice(&chunk.data),
             Message::Sums { crcs, .. } => crcs.iter().for_each(|crc| out.extend_from_slice(&crc.to_be_bytes())),
             Message::Receipt(receipt) => out.extend_from_slice(&receipt.stored),
-            Message::Get { path, .. } | Message::List { after: path, .. } | Message::Entry(Entry { path, .. }) => {
+            Message::Get { from, path, .. } | Message::List { from, after: path, .. } => {
+                out.extend(nickname(from));
                 out.extend_from_slice(path);
+            }
+            Message::Entry(entry) => out.extend_from_slice(&entry.path),
+            Message::Relay(relay) => {
+                let nicknames: Vec<&str> = relay.to.iter().flatten().map(Nickname::as_str).collect();
+                out.extend_from_slice(nicknames.join(" ").as_bytes());
+            }
+            Message::Relayed(relayed) => {
+                out.extend_from_slice(relayed.nickname.as_str().as_bytes());
+                out.extend_from_slice(relayed.outcome.as_ref().map_or(&[], |stored| &stored.stored));
             }
             Message::Presence(Presence::Joined(who)) => {
                 out.push(1);
@@ -406,6 +479,8 @@ impl Parse<'_> {
                 mode: self.u32()?,
                 content_crc: self.u32()?,
                 request: self.u32()?,
+                relay: self.u32()?,
+                item: self.u32()?,
                 path: tail,
             }),
             layout::SEND => Message::Send { transfer: self.u32()?, have: self.u64()?, credit: self.u64()? },
@@ -449,8 +524,14 @@ impl Parse<'_> {
                 };
                 Message::Cancel { transfer, reason }
             }
-            layout::GET => Message::Get { request: self.u32()?, path: tail },
-            layout::LIST => Message::List { request: self.u32()?, after: tail },
+            layout::GET => {
+                let (request, (from, path)) = (self.u32()?, self.after_nickname("from", tail)?);
+                Message::Get { request, from, path }
+            }
+            layout::LIST => {
+                let (request, (from, after)) = (self.u32()?, self.after_nickname("from", tail)?);
+                Message::List { request, from, after }
+            }
             layout::ENTRY => Message::Entry(Entry {
                 request: self.u32()?,
                 kind: self.u8()?,
@@ -464,6 +545,8 @@ impl Parse<'_> {
                 left_out: self.u32()?,
                 failed: self.u32()?,
             },
+            layout::RELAY => Message::Relay(self.relay(&tail)?),
+            layout::RELAYED => Message::Relayed(self.relayed(tail)?),
             layout::PRESENCE => Message::Presence(presence(&tail).map_err(|()| bad("nickname"))?),
             got => return Err(WireError::UnknownType { got }),
         })
@@ -494,9 +577,50 @@ impl Parse<'_> {
         })
     }
 
+    /// What follows a nickname, or nothing, of the length in the next field.
+    fn after_nickname(
+        &mut self,
+        field: &'static str,
+        mut tail: Vec<u8>,
+    ) -> Result<(Option<Nickname>, Vec<u8>), WireError> {
+        let length = usize::from(self.u8()?);
+        if length > tail.len() {
+            return Err((self.bad)(field));
+        }
+        let rest = tail.split_off(length);
+        match &tail[..] {
+            [] => Ok((None, rest)),
+            bytes => Ok((Some(Nickname::parse(bytes).map_err(|_| (self.bad)(field))?), rest)),
+        }
+    }
+
+    fn relay(&mut self, tail: &[u8]) -> Result<Relay, WireError> {
+        let (relay, patience_seconds, flags) = (self.u32()?, self.u32()?, self.u8()?);
+        let parse = |bytes| Nickname::parse(bytes).map_err(|_| (self.bad)("nicknames"));
+        let to = match flags & 2 {
+            0 => Some(tail.split(|&byte| byte == b' ').map(parse).collect::<Result<_, _>>()?),
+            _ if tail.is_empty() => None,
+            _ => return Err((self.bad)("nicknames")),
+        };
+        Ok(Relay { relay, patience_seconds, leave: flags & 1 != 0, to })
+    }
+
+    fn relayed(&mut self, tail: Vec<u8>) -> Result<Relayed, WireError> {
+        let (item, flags, code, detail) = (self.u32()?, self.u8()?, self.u16()?, self.u64()?);
+        let (nickname, stored) = self.after_nickname("nickname", tail)?;
+        let nickname = nickname.ok_or((self.bad)("nickname"))?;
+        let outcome = match code {
+            0 => Ok(Delivered { durable: flags & 1 != 0, already: flags & 2 != 0, stored }),
+            code => Err(Refusal::from_wire(code, detail)),
+        };
+        Ok(Relayed { item, nickname, outcome, last: flags & 4 != 0 })
+    }
+
     fn text(&mut self, mut tail: Vec<u8>) -> Result<Text, WireError> {
         let (run, sequence) = (self.run()?, self.u64()?);
         let (from_length, to_length) = (usize::from(self.u8()?), usize::from(self.u8()?));
+        let flags = self.u8()?;
+        let (leave, to_room) = (flags & 1 != 0, flags & 2 != 0);
         if from_length > NICKNAME_BYTES_MAX || to_length > NICKNAME_BYTES_MAX || from_length + to_length > tail.len() {
             return Err((self.bad)("from_length, to_length"));
         }
@@ -509,7 +633,7 @@ impl Parse<'_> {
             [] => Ok(None),
             bytes => Nickname::parse(bytes).map(Some).map_err(|_| (self.bad)(field)),
         };
-        Ok(Text { run, sequence, from: nickname(from, "from")?, to: nickname(to, "to")?, text })
+        Ok(Text { run, sequence, from: nickname(from, "from")?, to: nickname(to, "to")?, leave, to_room, text })
     }
 
     fn limit(&mut self, field: &'static str, least: usize, most: usize) -> Result<u32, WireError> {

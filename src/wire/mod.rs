@@ -12,7 +12,8 @@ pub mod protocol {}
 pub use decoder::{Decoder, Frame};
 pub use layout::CHUNK_HEAD_BYTES;
 pub use message::{
-    seal_chunk, CancelReason, Chunk, Entry, Message, Offer, Peer, Presence, Receipt, RunId, Subject, Text, Time,
+    seal_chunk, CancelReason, Chunk, Delivered, Entry, Message, Offer, Peer, Presence, Receipt, Relay, Relayed, RunId,
+    Subject, Text, Time,
 };
 
 /// What HELLO and WELCOME begin with.

@@ -135,6 +135,11 @@ impl Server {
         format!("127.0.0.1:{}", self.port)
     }
 
+    /// Another process listens there now.
+    pub fn replace(&mut self, running: Running) {
+        self.running = running;
+    }
+
     /// Sends SIGTERM and waits for the end.
     pub fn terminate(mut self) -> Run {
         self.signal(Signal::TERM);
