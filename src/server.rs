@@ -254,7 +254,7 @@ impl Shared {
         let started = spawn("peer", move || hub.serve(&taken));
         started.map(drop).map_err(|source| {
             self.hub.forget_stranger(address);
-            refuse_at_once(&conn, Refusal::Busy(u64::try_from(self.hub.peers().len()).unwrap_or(u64::MAX)));
+            refuse_at_once(&conn, Refusal::Busy(u64::try_from(self.hub.capacity.clients).unwrap_or(u64::MAX)));
             Error::System { action: "start a thread", source }
         })
     }

@@ -95,8 +95,11 @@ pub(crate) mod held {
         static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
     }
 
+    /// A thread's name, and what it does.
+    type Thread = (&'static str, Box<dyn FnOnce()>);
+
     struct Held {
-        threads: VecDeque<(&'static str, Box<dyn FnOnce()>)>,
+        threads: VecDeque<Thread>,
         meanwhile: Rc<dyn Fn()>,
     }
 

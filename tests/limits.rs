@@ -241,6 +241,8 @@ fn without_a_thread_for_it_a_client_is_told_so_and_the_others_stay() {
     assert_same_file(&file, scratch.path("inbox/f"));
     ann.close_stdin();
     ann.wait().assert_code(0);
+    // Nor does the end need a thread.
+    limit_processes(64_322, server.pid(), 1);
     server.signal(Signal::TERM);
     server.wait().assert_code(0);
 }

@@ -111,8 +111,9 @@ fn each_everyday_example_does_what_it_says() {
     // In the shell's place, so that the signal at the end is for it.
     let stays = [host[0], ("/data", "data"), ("client", "exec client")];
     let mut board = place.start("client --to host --nick b7 --dir /data --stay", "", &stays);
+    board.wait_stderr(|line| line == "you are b7");
     let mut ann = place.start("client --to host --nick ann", "", &host);
-    ann.wait_stderr(|line| line.contains("b7 joined") || line == "you are ann");
+    ann.wait_stderr(|line| line == "you are ann");
     place.run("client --to host --for ann --text \"come home\"", "", &host).assert_code(0);
     ann.wait_stdout(|line| line.ends_with(": come home"));
     ann.type_line("hello");

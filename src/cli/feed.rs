@@ -53,13 +53,18 @@ impl Feed {
         let (sender, at_signal) = (feed.sender.clone(), Arc::clone(&feed.at_signal));
         spawn("signals", move || {
             let Some(signal) = watch.next() else { return };
-            // The run may be stuck in a write and never take the first signal: that must not keep the second from working.
-            let _ = spawn("first signal", move || {
+            let first = Arc::new(move || {
                 if let Some(at_signal) = at_signal.get() {
                     at_signal();
                 }
                 let _ = sender.send(Happening::Signal(signal));
             });
+            let beside = Arc::clone(&first);
+            // The run may be stuck in a write and never take the first signal: that must not keep the second from working,
+            // unless there is no thread for it.
+            if spawn("first signal", move || beside()).is_err() {
+                first();
+            }
             watch.skip_repeated();
             if let Some(signal) = watch.next() {
                 Exit::Signal(signal).end();

@@ -116,7 +116,7 @@ pub const TABLE: &[Row] = &[
     valued(BOTH, "max-file", "SIZE", SIZE, "the largest file to take"),
     valued(BOTH, "min-free", "SIZE", SIZE, "what to leave free on the disk (1M)"),
     valued(BOTH, "max-memory", "SIZE", "a size such as 16M, 2M at least", "all buffers and queues (64M)"),
-    valued(SERVER, "max-clients", "N", COUNT, "connections at once (1024)"),
+    valued(SERVER, "max-clients", "N", COUNT, "connections at once (1024, or what the system carries)"),
     flag(SERVER, "", "no-relay", "carry no texts and files from client to client"),
     valued(BOTH, "keep-partials", "TIME", TIME, "keep what a broken transfer left for TIME (7d)"),
     valued(

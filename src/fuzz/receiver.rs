@@ -246,8 +246,14 @@ impl<'a> Receiver<'a> {
                     held::run(usize::from(self.bytes.u8()));
                     Ok(())
                 }
-                12 => Ok(self.listen(sender)),
-                13 => Ok(self.work(sender)),
+                12 => {
+                    self.listen(sender);
+                    Ok(())
+                }
+                13 => {
+                    self.work(sender);
+                    Ok(())
+                }
                 14 => {
                     which = 1 - which;
                     Ok(())
