@@ -265,6 +265,7 @@ fn a_server_in_the_background_leaves_the_keys_to_the_shell_and_goes_on() {
     terminal.key("C-z");
     terminal.shows("the shell", |screen| screen.ends_with('$') && screen.contains("Stopped"));
     terminal.line("clear; bg");
+    terminal.shows("the job", |screen| screen.contains("[1]") && !screen.contains("Stopped") && screen.ends_with('$'));
     terminal.line("echo typed");
     terminal.shows_row("typed");
     client(&["--to", port, "--nick", "job", "--text", "again"]).assert_code(0);
