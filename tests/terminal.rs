@@ -208,6 +208,7 @@ fn the_terminal_is_given_back_however_it_ends() {
     terminal.line("stty -a | grep -c -- -icanon");
     terminal.shows_row("0");
     terminal.line("fg");
+    terminal.shows("the line", |screen| screen.ends_with("\n> unsaid"));
     terminal.keys("!");
     terminal.shows_row("> unsaid!");
     server.kill();
@@ -258,18 +259,20 @@ fn a_server_in_the_background_leaves_the_keys_to_the_shell_and_goes_on() {
     terminal.line("clear; jobs");
     terminal.shows("the job", |screen| screen.contains("Running") && screen.ends_with('$'));
     terminal.line("clear; fg");
-    terminal.shows("the job", |screen| screen.replace('\n', "").contains("postwire server"));
+    terminal.shows("the console", |screen| screen.ends_with("\n>"));
     terminal.line("/help");
     terminal.shows("the help", |screen| screen.contains("/kick NICK"));
     terminal.key("C-z");
     terminal.shows("the shell", |screen| screen.ends_with('$') && screen.contains("Stopped"));
     terminal.line("clear; bg");
+    terminal.shows("the job", |screen| screen.contains("[1]") && !screen.contains("Stopped") && screen.ends_with('$'));
     terminal.line("echo typed");
     terminal.shows_row("typed");
     client(&["--to", port, "--nick", "job", "--text", "again"]).assert_code(0);
     terminal.shows("the text", |screen| screen.contains("job: again"));
     terminal.line("clear; fg");
-    terminal.shows("the job", |screen| screen.replace('\n', "").contains("postwire server"));
+    // Only then is ^C for it, and not for the shell.
+    terminal.shows("the console", |screen| screen.ends_with("\n>"));
     terminal.key("C-c");
     terminal.is_sane_after(130);
 }

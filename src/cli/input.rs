@@ -8,7 +8,7 @@ use std::io;
 use postwire::config::TEXT_BYTES_MAX;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 
-use super::terminal;
+use super::{screen, terminal};
 
 /// One line of input, without its end.
 #[derive(Debug, PartialEq, Eq)]
@@ -115,7 +115,7 @@ fn wait_until_readable(edits: bool) {
             continue;
         }
         if edits {
-            terminal::enter_editing();
+            screen::resume_editing();
         }
         let mut wanted = [PollFd::new(&stdin, PollFlags::IN)];
         let ready = poll(&mut wanted, Some(&FOREGROUND_CHECK));

@@ -86,10 +86,17 @@ pub fn draw(now: Instant, line: impl FnOnce(usize) -> String) {
 
 /// From now on lines are typed here.
 pub fn begin_editing() {
+    lock().editor = Some(Editor::default());
+    resume_editing();
+}
+
+/// Once a shell gave the terminal back, the line is there again as it was.
+pub fn resume_editing() {
     terminal::enter_editing();
     let mut screen = lock();
-    screen.editor = Some(Editor::default());
-    screen.draw_row();
+    if screen.row.as_ref().map(|row| row.entered) != terminal::editing() {
+        screen.draw_row();
+    }
 }
 
 /// Takes in what was typed, and shows it, but for whole lines: those are shown by [`entered`].

@@ -34,13 +34,7 @@ impl Watch {
     pub fn next(&mut self) -> Option<i32> {
         self.0.forever().find(|&signal| {
             if signal == SIGTSTP {
-                let is_editing = terminal::editing().is_some();
-                terminal::leave_editing();
-                let _ = emulate_default_handler(SIGTSTP);
-                // Continued, and perhaps in the background: then whoever reads does this later.
-                if is_editing {
-                    terminal::enter_editing();
-                }
+                terminal::stop(|| drop(emulate_default_handler(SIGTSTP)));
             }
             signal != SIGTSTP
         })

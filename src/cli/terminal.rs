@@ -73,7 +73,24 @@ pub fn enter_editing() {
 
 /// Gives the mode back and takes the line that was being edited away.
 pub fn leave_editing() {
-    let Some(mode) = lock().take() else { return };
+    give_back(&mut lock());
+}
+
+/// Stops the process by `stop`, with the terminal as it was. Nobody edits a line before it goes on; perhaps that is in the
+/// background, and then whoever reads begins again later.
+pub fn stop(stop: impl FnOnce()) {
+    let mut held = lock();
+    let is_editing = held.is_some();
+    give_back(&mut held);
+    stop();
+    drop(held);
+    if is_editing {
+        enter_editing();
+    }
+}
+
+fn give_back(held: &mut Option<Termios>) {
+    let Some(mode) = held.take() else { return };
     // To change the mode in the background would stop the program.
     if !is_in_background() {
         let _ = io::stdout().write_all(b"\r\x1b[K").and_then(|()| io::stdout().flush());
