@@ -14,6 +14,8 @@ use crate::network::Network;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
+/// A fuzz target meets every border with little data, thousands of times a second.
+const IS_FUZZED: bool = cfg!(feature = "fuzzing");
 
 /// The port when an address names none.
 pub const DEFAULT_PORT: u16 = 7117;
@@ -66,7 +68,7 @@ pub const LEFT_MAX: usize = 4096;
 // Files.
 
 /// The least block: what is compared and sent again after a break, and the size up to which a file is small.
-pub const BLOCK_BYTES_LEAST: u64 = 256 * 1024;
+pub const BLOCK_BYTES_LEAST: u64 = if IS_FUZZED { 2 * 1024 } else { 256 * 1024 };
 /// Blocks a file has at most: their CRCs fit 1 MiB.
 pub const BLOCKS_MAX: u64 = 262_144;
 /// Ranges asked for again and not yet received.
@@ -105,7 +107,7 @@ pub const WINDOW_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// What the window allows beyond the shortest round trip: as much waits in queues, and a text behind it.
 pub const WINDOW_QUEUE: Duration = Duration::from_millis(30);
 /// The least share of the receive budget that a connection with an open transfer gets.
-pub const CREDIT_BYTES_LEAST: u64 = 64 * 1024;
+pub const CREDIT_BYTES_LEAST: u64 = if IS_FUZZED { 1024 } else { 64 * 1024 };
 /// Texts and control waiting for a slow reader: at once, it is cut.
 pub const OUTBOX_BYTES_MAX: usize = MIB;
 /// Texts waiting for a slow reader: longer than `OUTBOX_SLOW_AFTER`, it is cut.

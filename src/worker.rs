@@ -95,16 +95,24 @@ pub(crate) mod held {
         static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
     }
 
+    /// What a thread waits for at a socket.
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    pub(crate) enum Wait {
+        ToReceive,
+        /// Perhaps with a lock held: no other thread is to be run.
+        ToSend,
+    }
+
     /// A thread's name, and what it does.
     type Thread = (&'static str, Box<dyn FnOnce()>);
 
     struct Held {
         threads: VecDeque<Thread>,
-        meanwhile: Rc<dyn Fn()>,
+        meanwhile: Rc<dyn Fn(Wait)>,
     }
 
     /// Threads that this thread starts are held from now on. `meanwhile` is called before each wait for a socket.
-    pub(crate) fn begin(meanwhile: impl Fn() + 'static) {
+    pub(crate) fn begin(meanwhile: impl Fn(Wait) + 'static) {
         HELD.set(Some(Held { threads: VecDeque::new(), meanwhile: Rc::new(meanwhile) }));
     }
 
@@ -153,10 +161,10 @@ pub(crate) mod held {
     }
 
     /// A thread is about to wait for a socket.
-    pub(crate) fn meanwhile() {
+    pub(crate) fn meanwhile(wait: Wait) {
         let meanwhile = HELD.with_borrow(|held| held.as_ref().map(|held| Rc::clone(&held.meanwhile)));
         if let Some(meanwhile) = meanwhile {
-            meanwhile();
+            meanwhile(wait);
         }
     }
 }

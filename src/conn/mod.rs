@@ -97,7 +97,7 @@ impl Conn {
 
     fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         #[cfg(any(test, feature = "fuzzing"))]
-        crate::worker::held::meanwhile();
+        crate::worker::held::meanwhile(crate::worker::held::Wait::ToReceive);
         loop {
             match (&self.stream).read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -136,7 +136,7 @@ impl Conn {
 
     fn send(&self, bytes: &[u8], flags: SendFlags) -> io::Result<usize> {
         #[cfg(any(test, feature = "fuzzing"))]
-        crate::worker::held::meanwhile();
+        crate::worker::held::meanwhile(crate::worker::held::Wait::ToSend);
         loop {
             match send(&self.stream, bytes, flags | SendFlags::NOSIGNAL) {
                 Err(rustix::io::Errno::INTR) => {}

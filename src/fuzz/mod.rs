@@ -7,6 +7,7 @@
 mod connection;
 mod names;
 mod receiver;
+mod session;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -24,6 +25,7 @@ pub const TARGETS: &[Target] = &[
     ("name", names::name),
     #[cfg(feature = "encrypt")]
     ("record", connection::record),
+    ("session", session::session),
 ];
 
 /// Runs one target on one input.

@@ -17,21 +17,22 @@ use crate::transfer::{Budget, Holders, Inbound, InboundContext, Pulse, Report, R
 use crate::wire::{Chunk, Decoder, Frame, Message, Offer, Subject, Time};
 use crate::worker::{held, Lock};
 
-const MAX_FILE_BYTES: u64 = 1 << 20;
+pub(super) const BLOCK: u64 = BLOCK_BYTES_LEAST;
+const MAX_FILE_BYTES: u64 = 4 * BLOCK;
 /// Files that are there from the start: a small one and a large one.
-const THERE: [(&str, u64); 2] = [("there", 300), ("large", BLOCK_BYTES_LEAST + 100)];
+pub(super) const THERE: [(&str, u64); 2] = [("there", 300), ("large", BLOCK + 100)];
 /// Transfers of one input: each may cost a file.
-const OFFERS: usize = 24;
+const OFFERS: usize = 16;
 
 thread_local! {
-    static PLACE: Place = Place::new();
+    pub(super) static PLACE: Place = Place::new();
 }
 
 /// A directory that is used again and again, with one beside it that nothing may touch.
 pub(super) struct Place {
-    root: PathBuf,
+    pub(super) root: PathBuf,
     /// One for each way of [`IfExists`].
-    stores: Vec<Arc<Store>>,
+    pub(super) stores: Vec<Arc<Store>>,
     /// What files hold: a part of this.
     content: Vec<u8>,
     /// What the files that are there looked like.
@@ -51,20 +52,20 @@ impl Place {
             Arc::new(Store::open(&inbox, &config).unwrap())
         };
         let stores = [IfExists::Rename, IfExists::Replace, IfExists::Refuse].map(store).into();
-        let content = (0..MAX_FILE_BYTES + 4096).map(|at| u8::try_from(at / 61 % 251).unwrap()).collect();
+        let content = (0..2 * MAX_FILE_BYTES + 4096).map(|at| u8::try_from(at / 61 % 251).unwrap()).collect();
         let place = Place { root, stores, content, there: RefCell::default() };
         place.restore();
         place
     }
 
     /// The content of a file, of one of four kinds.
-    fn content(&self, kind: u8, size: u64) -> &[u8] {
+    pub(super) fn content(&self, kind: u8, size: u64) -> &[u8] {
         let start = usize::from(kind % 4) * 1000;
-        &self.content[start..start + usize::try_from(size.min(MAX_FILE_BYTES)).unwrap()]
+        &self.content[start..start + usize::try_from(size.min(2 * MAX_FILE_BYTES)).unwrap()]
     }
 
     /// The directory as it was.
-    fn restore(&self) {
+    pub(super) fn restore(&self) {
         let inbox = self.root.join("in");
         let mut wanted: HashMap<String, &fs::Metadata> = HashMap::new();
         let there = self.there.borrow();
@@ -79,7 +80,7 @@ impl Place {
             });
             match metadata.is_dir() {
                 true => fs::remove_dir_all(entry.path()).unwrap(),
-                false if is_wanted || entry.file_name() == "link" => {}
+                false if is_wanted || metadata.is_symlink() => {}
                 false => fs::remove_file(entry.path()).unwrap(),
             }
         }
@@ -99,7 +100,7 @@ impl Place {
     }
 
     /// Whatever has a real name here was finished, or was there; nothing is anywhere else.
-    fn check(&self, finished: &BTreeSet<(u64, u32)>) {
+    pub(super) fn check(&self, finished: &BTreeSet<(u64, u32)>) {
         assert_eq!(fs::read_dir(self.root.join("out")).unwrap().count(), 0, "a link was followed");
         assert_eq!(fs::read_dir(&self.root).unwrap().count(), 2, "something outside the directory");
         check_files(&self.root.join("in"), finished);
@@ -129,7 +130,7 @@ fn check_files(dir: &Path, finished: &BTreeSet<(u64, u32)>) {
 }
 
 /// Everybody is alive, and says so at once.
-struct Alive;
+pub(super) struct Alive;
 
 impl Pulse for Alive {
     fn ping(&self) -> u64 {
@@ -151,7 +152,7 @@ impl Pulse for Alive {
 /// and an honest sender's files all come to an end.
 pub(super) fn inbound(data: &[u8]) {
     PLACE.with(|place| {
-        held::begin(|| ());
+        held::begin(|_| ());
         Receiver::new(place, Bytes(data)).run();
         assert_eq!(held::end(), 0, "threads are left");
         place.restore();
@@ -214,7 +215,7 @@ enum State {
 impl<'a> Receiver<'a> {
     fn new(place: &'a Place, mut bytes: Bytes<'a>) -> Receiver<'a> {
         let how = bytes.below(3);
-        let budget = bytes.one_of(&[1 << 20, CREDIT_BYTES_LEAST, 64 << 20]);
+        let budget = bytes.one_of(&[16, 1, 1024]) * CREDIT_BYTES_LEAST;
         let finished = THERE.iter().map(|(_, size)| (*size, crc32fast::hash(place.content(0, *size)))).collect();
         Receiver {
             place,
@@ -235,6 +236,9 @@ impl<'a> Receiver<'a> {
         let mut which = 0;
         while !self.bytes.is_empty() {
             let sender = &mut senders[which];
+            if std::env::var_os("FUZZ_TRACE").is_some() {
+                eprintln!("{which} {:?}", &self.bytes.0[..self.bytes.0.len().min(6)]);
+            }
             let is_going_on = match self.bytes.u8() % 16 {
                 0..=2 => self.offer(sender),
                 3..=5 => self.send_next(sender),
@@ -316,7 +320,6 @@ impl<'a> Receiver<'a> {
     }
 
     fn offer(&mut self, sender: &mut Sender) -> Result<(), Error> {
-        const BLOCK: u64 = BLOCK_BYTES_LEAST;
         let (kind, content, lie) = (self.bytes.one_of(&[0, 0, 0, 2, 1, 3]), self.bytes.u8() % 4, self.bytes.u8());
         let path = match self.bytes.below(16) {
             0 => self.bytes.string(),
@@ -344,7 +347,7 @@ impl<'a> Receiver<'a> {
         }
         self.offers += 1;
         // A stream's size is told at its end.
-        let true_size = if kind == 2 { u64::from(lie) * 1200 } else { size };
+        let true_size = if kind == 2 { u64::from(lie) * BLOCK / 60 } else { size };
         let mut number = sender.last_number + 1;
         let mut content_crc = 0;
         if kind == 0 && size <= BLOCK {
@@ -382,7 +385,7 @@ impl<'a> Receiver<'a> {
     fn send_next(&mut self, sender: &mut Sender) -> Result<(), Error> {
         let (choice, how) = (self.bytes.u8(), self.bytes.u8());
         let Some(number) = sender.pick(choice) else { return Ok(()) };
-        let most = [256 << 10, 64 << 10, 16 << 10, 100][usize::from(how % 4)];
+        let most = [BLOCK, BLOCK / 4, BLOCK / 16, 100][usize::from(how % 4)];
         let content = if how & 0xf0 == 0xf0 { 1 } else { 0 };
         self.step(sender, number, most, content, how & 0xf0 == 0xe0).map(drop)
     }
@@ -449,7 +452,7 @@ impl<'a> Receiver<'a> {
     /// Data that nobody asked for, perhaps.
     fn send_any(&mut self, sender: &mut Sender) -> Result<(), Error> {
         let (number, offset) =
-            (sender.any_number(self.bytes.u8()), self.bytes.one_of(&[0, 5, 1 << 18, 1 << 63, u64::MAX]));
+            (sender.any_number(self.bytes.u8()), self.bytes.one_of(&[0, 5, BLOCK, 1 << 63, u64::MAX]));
         let (offset, data) = (offset.saturating_add(self.bytes.u8().into()), self.bytes.string());
         sender.is_honest = false;
         let length = u64::try_from(data.len()).unwrap();
@@ -511,7 +514,7 @@ impl<'a> Receiver<'a> {
             let numbers: Vec<u32> = sender.transfers.keys().copied().collect();
             let mut has_moved = false;
             for number in numbers {
-                while self.step(sender, number, 256 << 10, 0, false).expect("an honest sender") {
+                while self.step(sender, number, BLOCK, 0, false).expect("an honest sender") {
                     has_moved = true;
                     self.work(sender);
                 }
@@ -534,7 +537,8 @@ impl<'a> Receiver<'a> {
 
     /// What is said to the sender keeps the rules.
     fn listen(&mut self, sender: &mut Sender) {
-        loop {
+        // Who broke a rule is only told so.
+        while !sender.has_violated.load(Ordering::SeqCst) {
             let mut out = Vec::new();
             sender.inbound.control(&mut out);
             if out.is_empty() {
@@ -553,6 +557,9 @@ impl<'a> Receiver<'a> {
     }
 
     fn hear(&mut self, sender: &mut Sender, message: Message) {
+        if std::env::var_os("FUZZ_TRACE").is_some() {
+            eprintln!("HEAR {message:?}");
+        }
         let number = match &message {
             Message::Send { transfer, .. } | Message::Ack { transfer, .. } | Message::Repair { transfer, .. } => {
                 *transfer
@@ -592,12 +599,15 @@ impl<'a> Receiver<'a> {
                 }
             }
             Message::Ack { received, .. } => {
-                assert!(matches!(transfer.state, State::Sending { .. }), "ACK before SEND");
+                // Who sends before it is asked to may be told that it came.
+                let was_asked = matches!(transfer.state, State::Sending { .. });
+                assert!(was_asked || !sender.is_honest, "ACK before SEND");
                 assert!((transfer.received..=transfer.sent).contains(&received), "ACK for what was not sent");
                 transfer.received = received;
             }
             Message::Repair { offset, length, .. } => {
-                assert!(matches!(transfer.state, State::Sending { .. }), "REPAIR before SEND");
+                let was_asked = matches!(transfer.state, State::Sending { .. });
+                assert!(was_asked || !sender.is_honest, "REPAIR before SEND");
                 let end = if transfer.kind == 2 { transfer.next.max(transfer.sent) } else { transfer.size };
                 let is_inside = offset.checked_add(length).is_some_and(|until| until <= end);
                 assert!(length > 0 && (is_inside || !sender.is_honest), "REPAIR outside the file");
@@ -610,7 +620,9 @@ impl<'a> Receiver<'a> {
                 let stored = SafePath::parse(&receipt.stored).expect("a safe name");
                 assert!(transfer.finish.is_some() || receipt.already || transfer.kind == 1, "a RECEIPT before FINISH");
                 if transfer.kind != 1 {
-                    let finish = transfer.finish.unwrap_or((transfer.size, receipt.crc));
+                    // What was there already has a CRC of its own, whatever FINISH says.
+                    let there = (transfer.size, receipt.crc);
+                    let finish = transfer.finish.filter(|_| !receipt.already).unwrap_or(there);
                     assert_eq!((receipt.size, receipt.crc), finish, "a RECEIPT for something else");
                     assert!(self.finished.contains(&finish), "a RECEIPT for what was never finished");
                     if self.if_exists != IfExists::Replace {
