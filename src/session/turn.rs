@@ -286,8 +286,12 @@ impl Session {
         }
     }
 
-    /// Whether [`Session::gather`] or the files would give something.
+    /// Whether [`Session::gather`] or the files would give something. After the last word there is only its rest to send: a
+    /// writer that went on looking would take a processor for itself until the other side ends.
     fn has_something(&self, turn: &Turn) -> bool {
+        if turn.said_goodbye() || turn.has_refused {
+            return !turn.rest.is_empty();
+        }
         let control = turn.ping || turn.pong.is_some() || !turn.presence.is_empty() || !turn.refused_texts.is_empty();
         control
             || turn.named.is_some()
