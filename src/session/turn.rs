@@ -203,7 +203,8 @@ impl Session {
 
     fn is_still_to_refuse(&self) -> bool {
         let turn = self.turn.take();
-        turn.refused.is_some() || (turn.taken && !turn.ended)
+        // After GOODBYE it is not said any more.
+        (turn.refused.is_some() && !turn.said_goodbye()) || (turn.taken && !turn.ended)
     }
 
     fn wants_writer(&self, turn: &Turn) -> bool {
