@@ -103,7 +103,7 @@ pub(crate) mod held {
         ToSend,
     }
 
-    /// A thread's name, and what it does.
+    /// Its name and its body.
     type Thread = (&'static str, Box<dyn FnOnce()>);
 
     struct Held {

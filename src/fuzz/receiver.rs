@@ -236,34 +236,22 @@ impl<'a> Receiver<'a> {
         let mut which = 0;
         while !self.bytes.is_empty() {
             let sender = &mut senders[which];
-            if std::env::var_os("FUZZ_TRACE").is_some() {
-                eprintln!("{which} {:?}", &self.bytes.0[..self.bytes.0.len().min(6)]);
-            }
-            let is_going_on = match self.bytes.u8() % 16 {
-                0..=2 => self.offer(sender),
-                3..=5 => self.send_next(sender),
-                6 => self.send_any(sender),
-                7 => self.sums_any(sender),
-                8 => self.finish_any(sender),
-                9 => self.cancel(sender),
+            let mut is_going_on = Ok(());
+            match self.bytes.u8() % 16 {
+                0..=2 => is_going_on = self.offer(sender),
+                3..=5 => is_going_on = self.send_next(sender),
+                6 => is_going_on = self.send_any(sender),
+                7 => is_going_on = self.sums_any(sender),
+                8 => is_going_on = self.finish_any(sender),
+                9 => is_going_on = self.cancel(sender),
                 10 | 11 => {
                     held::run(usize::from(self.bytes.u8()));
-                    Ok(())
                 }
-                12 => {
-                    self.listen(sender);
-                    Ok(())
-                }
-                13 => {
-                    self.work(sender);
-                    Ok(())
-                }
-                14 => {
-                    which = 1 - which;
-                    Ok(())
-                }
-                _ => Err(Error::Closed),
-            };
+                12 => self.listen(sender),
+                13 => self.work(sender),
+                14 => which = 1 - which,
+                _ => is_going_on = Err(Error::Closed),
+            }
             let violated = is_going_on.is_err() || senders[which].has_violated.load(Ordering::SeqCst);
             if violated {
                 let is_asked_for = matches!(is_going_on, Err(Error::Closed));
@@ -557,9 +545,6 @@ impl<'a> Receiver<'a> {
     }
 
     fn hear(&mut self, sender: &mut Sender, message: Message) {
-        if std::env::var_os("FUZZ_TRACE").is_some() {
-            eprintln!("HEAR {message:?}");
-        }
         let number = match &message {
             Message::Send { transfer, .. } | Message::Ack { transfer, .. } | Message::Repair { transfer, .. } => {
                 *transfer

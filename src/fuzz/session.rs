@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -51,7 +51,7 @@ pub(super) fn session(data: &[u8]) {
     PLACE.with(|place| SHARED.with(|shared| run(place, shared, Bytes(data))));
 }
 
-fn run(place: &Place, shared: &PathBuf, mut bytes: Bytes) {
+fn run(place: &Place, shared: &Path, mut bytes: Bytes) {
     let budget = Arc::new(Budget::new(bytes.one_of(&[16, 1, 1024]) * CREDIT_BYTES_LEAST));
     let store = Arc::clone(&place.stores[bytes.below(3)]);
     let (ours, theirs) = UnixStream::pair().unwrap();
@@ -82,9 +82,10 @@ fn run(place: &Place, shared: &PathBuf, mut bytes: Bytes) {
     let (who, reader) = greet_as_server(&conn, None).expect("the script's hello");
     let (budget_there, holders) = (Arc::clone(&budget), Arc::default());
     let requests = Arc::clone(&mailbox.requests);
+    let room: Arc<dyn Owner> = owner.clone();
     let context = SessionContext {
         mailbox: Arc::clone(&mailbox),
-        owner: Arc::clone(&owner) as Arc<dyn Owner>,
+        owner: room,
         inbound: Box::new(move |hooks| InboundContext {
             store: Some(store),
             pipe: None,
@@ -123,7 +124,7 @@ fn run(place: &Place, shared: &PathBuf, mut bytes: Bytes) {
 }
 
 /// With files, texts and requests; and which transfers have ended.
-fn mailbox(shared: &PathBuf) -> (Arc<Mailbox>, Arc<Mutex<BTreeSet<u32>>>) {
+fn mailbox(shared: &Path) -> (Arc<Mailbox>, Arc<Mutex<BTreeSet<u32>>>) {
     let path = |name: &str| SafePath::parse(name.as_bytes()).unwrap();
     let (ended, texts) = (Arc::<Mutex<BTreeSet<u32>>>::default(), Mutex::new(BTreeSet::new()));
     let hears = Arc::clone(&ended);

@@ -58,22 +58,3 @@ fn mutate(input: &mut Vec<u8>, inputs: &[Vec<u8>], random: &mut Random) {
     }
     input.truncate(8192);
 }
-#[test]
-#[ignore]
-fn replay() {
-    let path = std::env::var("FUZZ_INPUT").unwrap();
-    super::run(&std::env::var("FUZZ_TARGET").unwrap_or("inbound".into()), &fs::read(path).unwrap());
-}
-#[test]
-#[ignore]
-fn times() {
-    for (name, body) in TARGETS {
-        for (i, input) in corpus(name).iter().enumerate() {
-            let t = Instant::now();
-            body(input);
-            if t.elapsed() > Duration::from_millis(50) {
-                println!("{name} {i} {:?}", t.elapsed());
-            }
-        }
-    }
-}
