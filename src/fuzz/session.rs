@@ -52,7 +52,7 @@ pub(super) fn session(data: &[u8]) {
 }
 
 fn run(place: &Place, shared: &Path, mut bytes: Bytes) {
-    let budget = Arc::new(Budget::new(bytes.one_of(&[16, 1, 1024]) * CREDIT_BYTES_LEAST));
+    let budget = Arc::new(Budget::new(bytes.one_of(&[16, 1, 1024]) * CREDIT_BYTES_LEAST, 4));
     let store = Arc::clone(&place.stores[bytes.below(3)]);
     let (ours, theirs) = UnixStream::pair().unwrap();
     // Longer waits are no break, and shorter ones cost nothing.
@@ -92,6 +92,7 @@ fn run(place: &Place, shared: &Path, mut bytes: Bytes) {
             budget: budget_there,
             takes_offers: true,
             requests,
+            relaying: None,
             holders,
             pulse: hooks.pulse,
             report: Arc::new(|_| ()),
@@ -137,17 +138,18 @@ fn mailbox(shared: &Path) -> (Arc<Mailbox>, Arc<Mutex<BTreeSet<u32>>>) {
     let report = move |report| match report {
         Report::Stored(receipt) => assert!(hears.take().insert(receipt.transfer), "a transfer ends twice"),
         Report::Failed(failure) => assert!(hears.take().insert(failure.transfer), "a transfer ends twice"),
-        Report::Progress(_) | Report::Skipped { .. } => {}
+        Report::Progress(_) | Report::Skipped { .. } | Report::Relayed { .. } => {}
     };
     let mailbox = Arc::new(Mailbox::new(context, text_report, report, |_| ()));
     for (name, _) in &OURS[..2] {
-        mailbox.files.add_path(&shared.join(name), &path(name)).unwrap();
+        mailbox.files.add_path(&shared.join(name), &path(name), None).unwrap();
     }
-    mailbox.files.add_path(&shared.join("tree"), &path("tree")).unwrap();
-    mailbox.requests.get(path("theirs"), path("here"));
-    mailbox.requests.list(None);
+    mailbox.files.add_path(&shared.join("tree"), &path("tree"), None).unwrap();
+    mailbox.requests.get(None, path("theirs"), path("here"));
+    mailbox.requests.list(None, None);
     for sequence in 1..=TEXTS {
-        let text = Text { run: RunId([7; 16]), sequence, from: None, to: None, text: "hello".repeat(40) };
+        let (run, leave, to_room, text) = (RunId([7; 16]), false, false, "hello".repeat(40));
+        let text = Text { run, sequence, from: None, to: None, leave, to_room, text };
         let frame: Arc<[u8]> = encode(&Message::Text(text)).into();
         mailbox.texts.push(&frame, 200, Some(sequence)).unwrap();
     }
@@ -304,7 +306,8 @@ impl Script {
                 self.texts_said += 1;
                 let to = (bytes.u8() & 1 == 1).then(|| Nickname::counted(1));
                 let text = String::from_utf8_lossy(&bytes.string()).into();
-                Message::Text(Text { run: RunId([9; 16]), sequence: self.texts_said, from: None, to, text })
+                let (run, sequence, leave, to_room) = (RunId([9; 16]), self.texts_said, false, false);
+                Message::Text(Text { run, sequence, from: None, to, leave, to_room, text })
             }
             19 => Message::TextAck { count: u64::from(bytes.u8() % 5) },
             20 | 21 => {
@@ -313,8 +316,8 @@ impl Script {
                 let path =
                     bytes.one_of(&[&b"one"[..], b"two", b"tree", b"", b"none", b"../two", b"tree/three"]).to_vec();
                 match bytes.u8() & 1 {
-                    0 => Message::Get { request, path },
-                    _ => Message::List { request, after: path },
+                    0 => Message::Get { request, from: None, path },
+                    _ => Message::List { request, from: None, after: path },
                 }
             }
             22 => {
@@ -402,7 +405,8 @@ impl Script {
         self.offers.push((size, content));
         let transfer = u32::try_from(self.offers.len()).unwrap();
         let mtime = Time::default();
-        Message::Offer(Offer { transfer, kind, size, mtime, mode: 0o644, content_crc, request, path: path.to_vec() })
+        let (mode, relay, item, path) = (0o644, 0, 0, path.to_vec());
+        Message::Offer(Offer { transfer, kind, size, mtime, mode, content_crc, request, relay, item, path })
     }
 
     fn chunk(&mut self, bytes: &mut Bytes) -> Message {
