@@ -62,7 +62,7 @@ pub fn rsync_daemon(scratch: &Scratch, inbox: &str) -> Daemon {
     let config = scratch.path("rsyncd.conf");
     // The daemon would store as nobody.
     let user = if rustix::process::geteuid().is_root() { "uid = 0\ngid = 0\n" } else { "" };
-    let text = format!("use chroot = no\n{user}[inbox]\npath = {inbox}\nread only = no\n");
+    let text = format!("use chroot = no\nreverse lookup = no\n{user}[inbox]\npath = {inbox}\nread only = no\n");
     fs::write(&config, text).unwrap();
     let arguments =
         ["--daemon", "--no-detach", "--config", &config, "--address=127.0.0.1", "--port", &port.to_string()];
