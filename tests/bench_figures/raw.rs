@@ -3,9 +3,11 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use postwire::wire::{Message, Peer, RunId, Text};
+use postwire::Nickname;
 
 use crate::common::DEADLINE;
 use crate::pause;
@@ -17,23 +19,24 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// Opens a connection that hears everything said in the room, or on the one subject; `number` tells it from others.
-    pub fn join(self, address: SocketAddr, number: u32) -> TcpStream {
+    /// Opens a connection that hears everything said in the room, or on the one subject.
+    pub fn join(self, address: SocketAddr) -> TcpStream {
         match self {
-            Protocol::Postwire => hello(address, number, true),
+            Protocol::Postwire => hello(address, fresh_number(), true),
             Protocol::Nats => nats_hello(address, "SUB t 1\r\n"),
         }
     }
 
-    /// Opens one that talks.
-    pub fn publisher(self, address: SocketAddr, number: u32) -> TcpStream {
+    /// Opens one that talks; with the number that its texts carry.
+    pub fn talker(self, address: SocketAddr) -> (TcpStream, u32) {
+        let number = fresh_number();
         match self {
-            Protocol::Postwire => hello(address, number, true),
-            Protocol::Nats => nats_hello(address, ""),
+            Protocol::Postwire => (hello(address, number, true), number),
+            Protocol::Nats => (nats_hello(address, ""), number),
         }
     }
 
-    /// Appends a text for all; the publisher's run is its `number`.
+    /// Appends a text for all.
     pub fn encode(self, number: u32, sequence: u64, text: &str, out: &mut Vec<u8>) {
         match self {
             Protocol::Postwire => {
@@ -73,6 +76,12 @@ impl Protocol {
     }
 }
 
+/// Each connection is a run of its own: another one would be owed what the last was not given.
+fn fresh_number() -> u32 {
+    static LAST: AtomicU32 = AtomicU32::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed)
+}
+
 fn run(number: u32) -> RunId {
     let mut run = [0; 16];
     run[..4].copy_from_slice(&number.to_be_bytes());
@@ -93,7 +102,7 @@ fn hello(address: SocketAddr, number: u32, in_room: bool) -> TcpStream {
         text_window_bytes: 256 * 1024,
         chunk_bytes: 256 * 1024,
         offers: 4096,
-        nickname: None,
+        nickname: Some(Nickname::parse(format!("r{number}").as_bytes()).unwrap()),
     };
     Message::Peer(peer).encode(&mut hello);
     stream.write_all(&hello).unwrap();
@@ -135,7 +144,7 @@ pub struct Idle(#[allow(dead_code)] Vec<TcpStream>);
 impl Idle {
     /// Connects so many; returns when they have read all that the server had to tell them.
     pub fn connect(address: SocketAddr, count: usize, in_room: bool) -> Idle {
-        let mut clients: Vec<_> = (1..=count as u32).map(|number| hello(address, number, in_room)).collect();
+        let mut clients: Vec<_> = (0..count).map(|_| hello(address, fresh_number(), in_room)).collect();
         let mut silent_passes = 0;
         // In a room everybody hears of everybody: read until half a second brings nothing.
         while silent_passes < 5 {

@@ -149,10 +149,8 @@ const BATCH: usize = 100;
 /// One connection talks, the others count; one thread each, and the same for either protocol.
 fn deliveries_per_second(protocol: Protocol, port: u16, readers: usize, texts: usize) -> f64 {
     let address = SocketAddr::from(([127, 0, 0, 1], port));
-    let talker_number = u32::MAX;
-    let mut readers: Vec<Reader> =
-        (0..readers as u32).map(|number| Reader::new(protocol, protocol.join(address, number))).collect();
-    let mut talker = protocol.publisher(address, talker_number);
+    let mut readers: Vec<Reader> = (0..readers).map(|_| Reader::new(protocol, protocol.join(address))).collect();
+    let (mut talker, talker_number) = protocol.talker(address);
     // What comes for the talker (acknowledgements, pings) is read away with the rest.
     readers.push(Reader { counts: false, ..Reader::new(protocol, talker.try_clone().unwrap()) });
     let slowest = Arc::new(AtomicUsize::new(0));
