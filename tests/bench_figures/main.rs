@@ -106,6 +106,7 @@ fn figures() {
     for name in &wanted {
         assert!(known.iter().any(|(known, _)| known == name), "knows {}; not {name}", names(&known));
     }
+    let mut now = Vec::new();
     for (name, measure) in known {
         let is_wanted = if wanted.is_empty() { name != GROWTH.0 } else { wanted.contains(&name) };
         if !is_wanted {
@@ -116,8 +117,9 @@ fn figures() {
             Ok(records) => results.replace(name, &bench, records),
             Err(why) => eprintln!("bench: {name}: left out: {why}"),
         }
+        now.push(name);
         // After each, as a later one may fail.
-        results.write(&out, &FIGURES.map(|(name, _)| name));
+        results.write(&out, &FIGURES.map(|(name, _)| name), &now);
     }
 }
 

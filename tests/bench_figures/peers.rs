@@ -1,7 +1,8 @@
 //! Those we are measured against. Each carries one file or tree to `inbox` and waits for both its ends.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
+use std::process::Command;
 
 use crate::common::Scratch;
 use crate::process::{command, free_port, run, start, until_listening, Daemon, Started};
@@ -15,37 +16,44 @@ pub struct OneShot {
 impl OneShot {
     /// `nc -l` into a file.
     pub fn nc(into: &str) -> OneShot {
-        OneShot::shell(&format!("exec nc -l 127.0.0.1 \"$1\" >'{into}'"))
+        OneShot::start(|port| {
+            let mut nc = command("nc", &["-l", "127.0.0.1", port]);
+            nc.stdout(File::create(into).unwrap());
+            nc
+        })
     }
 
     /// `socat` into a file.
     pub fn socat(into: &str) -> OneShot {
-        OneShot::shell(&format!("exec socat -b 262144 -u TCP-LISTEN:$1,bind=127.0.0.1,reuseaddr CREATE:'{into}'"))
+        OneShot::start(|port| {
+            let listen = format!("TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr");
+            command("socat", &["-b", "262144", "-u", &listen, &format!("CREATE:{into}")])
+        })
     }
 
     /// `nc -l` into `tar`.
     pub fn tar(into: &str) -> OneShot {
-        OneShot::shell(&format!("nc -l 127.0.0.1 \"$1\" | tar -x -C '{into}'"))
+        OneShot::start(|port| command("sh", &["-c", "nc -l 127.0.0.1 \"$1\" | tar -x -C \"$2\"", "sh", port, into]))
     }
 
-    fn shell(script: &str) -> OneShot {
+    fn start(listen: impl FnOnce(&str) -> Command) -> OneShot {
         let port = free_port();
-        let listener = start(command("sh", &["-c", script, "sh", &port.to_string()]));
+        let listener = start(listen(&port.to_string()));
         until_listening(port);
         OneShot { listener, port }
     }
 
     /// Sends by nc, to its port or to a link's, and waits for both.
     pub fn take_from_nc(self, file: &str, port: u16) {
-        run(command("sh", &["-c", "exec nc -N 127.0.0.1 \"$1\" <\"$2\"", "sh", &port.to_string(), file]));
+        let mut nc = command("nc", &["-N", "127.0.0.1", &port.to_string()]);
+        nc.stdin(File::open(file).unwrap());
+        run(nc);
         self.listener.finish();
     }
 
     pub fn take_from_socat(self, file: &str) {
-        run(command(
-            "socat",
-            &["-b", "262144", "-u", &format!("FILE:{file}"), &format!("TCP:127.0.0.1:{}", self.port)],
-        ));
+        let to = format!("TCP:127.0.0.1:{}", self.port);
+        run(command("socat", &["-b", "262144", "-u", &format!("FILE:{file}"), &to]));
         self.listener.finish();
     }
 

@@ -56,10 +56,10 @@ pub struct Started {
     child: Child,
 }
 
-/// Starts a program whose output nobody wants.
+/// Starts a program.
 pub fn start(mut command: Command) -> Started {
     let shown = format!("{command:?}");
-    let child = command.stdout(Stdio::null()).spawn().unwrap_or_else(|error| panic!("can't run {shown}: {error}"));
+    let child = command.spawn().unwrap_or_else(|error| panic!("can't run {shown}: {error}"));
     Started { command: shown, child }
 }
 
@@ -85,10 +85,10 @@ pub fn run(command: Command) {
     start(command).finish();
 }
 
-/// `program` with `arguments`, and nothing on stdin.
+/// `program` with `arguments`, nothing on stdin, and an output that nobody wants.
 pub fn command(program: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null());
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
     command
 }
 
@@ -99,10 +99,10 @@ pub fn client(address: &str, arguments: &[&str]) -> Command {
     client
 }
 
-/// A server whose output is thrown away, as nobody should pay for reading it.
+/// A server whose output is thrown away: to read it would cost processor time.
 pub fn server(arguments: &[&str]) -> Server {
     let mut shell = Command::new("sh");
-    shell.args(["-c", "exec \"$0\" \"$@\" >/dev/null", BINARY]);
+    shell.args(["-c", "exec \"$0\" \"$@\" >/dev/null 2>&1", BINARY]);
     Server::start_by(shell, arguments)
 }
 

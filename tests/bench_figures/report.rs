@@ -148,6 +148,7 @@ pub fn p99(values: &[f64]) -> f64 {
 /// All that is known.
 pub struct Results(Vec<Line>);
 
+#[derive(Clone)]
 struct Line {
     name: String,
     /// When, how often, how small.
@@ -169,11 +170,12 @@ impl Results {
         self.0.extend(records.into_iter().map(|record| Line { name: name.to_owned(), run: run.clone(), record }));
     }
 
-    pub fn write(&mut self, directory: &Path, order: &[&str]) {
+    /// Everything that is known, and as a table for a terminal what was measured now.
+    pub fn write(&mut self, directory: &Path, order: &[&str], now: &[&str]) {
         self.0.sort_by_key(|line| order.iter().position(|name| *name == line.name).unwrap_or(order.len()));
         let put = |name: &str, text: String| fs::write(directory.join(name), text).unwrap();
         put("figures.tsv", self.0.iter().map(Line::to_text).collect());
-        put("table.txt", self.table());
+        put("table.txt", Results(self.0.iter().filter(|line| now.contains(&&*line.name)).cloned().collect()).table());
         put("table.md", self.markdown());
         put("chart.svg", chart::svg(&self.bars()));
     }
@@ -224,7 +226,13 @@ impl Results {
     }
 
     fn markdown(&self) -> String {
-        let mut text = format!("{}\n\n| {} |\n|{}\n", self.caption(), HEAD.join(" | "), " --- |".repeat(HEAD.len()));
+        let mut text = format!(
+            "{} What a figure needs is in its row: `must` to be released, `aim` to be content. Where ours does more than a \
+             peer, the figure says so.\n\n![Throughput against peers](scripts/bench.svg)\n\n| {} |\n|{}\n",
+            self.caption(),
+            HEAD.join(" | "),
+            " --- |".repeat(HEAD.len())
+        );
         for row in self.rows() {
             writeln!(text, "| {} |", row.map(|cell| cell.replace('|', "\\|")).join(" | ")).unwrap();
         }
