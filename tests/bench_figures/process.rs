@@ -22,7 +22,7 @@ pub struct Cost {
 /// Runs `work`, and counts the processor time of the children that end in it and of the server that goes on.
 pub fn timed(server: Option<&Server>, work: impl FnOnce()) -> Cost {
     let cpu = || ended_children_cpu() + server.map_or(0.0, |server| own_cpu(server.pid()));
-    let (begin, before) = (Instant::now(), cpu());
+    let (before, begin) = (cpu(), Instant::now());
     work();
     Cost { wall_seconds: begin.elapsed().as_secs_f64(), cpu_seconds: cpu() - before }
 }

@@ -211,7 +211,9 @@ impl Results {
 
     fn table(&self) -> String {
         let mut rows = self.rows();
-        rows.insert(0, HEAD.map(str::to_owned));
+        if !rows.is_empty() {
+            rows.insert(0, HEAD.map(str::to_owned));
+        }
         let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..HEAD.len()).map(width).collect();
         let mut text = format!("{}\n\n", self.caption());
@@ -335,3 +337,46 @@ impl Line {
 }
 
 const HEAD: [&str; 7] = ["figure", "ours", "peer", "ratio", "must", "aim", "met"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_read_as_it_was_written() {
+        let row = Row::at_most(&["a | b", "1 s", "nc"], 1.25, "KiB", 3.0, 1.0);
+        let bar = Record::Bar { chart: "one".into(), label: "nc".into(), value: 0.5 };
+        let step = Record::Step { series: "files".into(), at: "10".into(), cost: "1 s".into() };
+        for record in [row, bar, step] {
+            let run = ["2026-01-02", "5", "1"].map(str::to_owned);
+            let text = Line { name: "x".into(), run, record: record.clone() }.to_text();
+            assert_eq!(Line::parse(text.trim_end()).unwrap().record, record);
+        }
+        assert!(Line::parse("x\t2026-01-02\t5\t1\trow\ta").is_none());
+    }
+
+    #[test]
+    fn what_is_met_depends_on_which_way_is_better() {
+        let met = |record| match record {
+            Record::Row(row) => row.cells()[6].clone(),
+            _ => unreachable!("a row"),
+        };
+        let what = ["", "", ""];
+        let fast = [2.0, 1.8, 1.0].map(|value| met(Row::at_least(&what, value, 1.5, 2.0)));
+        assert_eq!(fast, ["aim", "must", "no"]);
+        let small = [1.0, 1.3, 1.6].map(|value| met(Row::at_most(&what, value, "", 1.5, 1.2)));
+        assert_eq!(small, ["aim", "must", "no"]);
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        assert_eq!([0.123, 12.34, 1234.5].map(digits), ["0.12", "12.3", "1234"]);
+        assert_eq!(
+            [0, 1023, 4096, 1 << 30, 10 << 30].map(bytes),
+            ["0 bytes", "1023 bytes", "4 KiB", "1 GiB", "10 GiB"]
+        );
+        assert_eq!([0, 999, 1000, 1_234_567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([median(&[3.0, 1.0, 2.0]), median(&[4.0, 1.0, 2.0, 3.0])], [2.0, 2.5]);
+        assert_eq!(p99(&(0..=100).map(f64::from).collect::<Vec<_>>()), 99.0);
+    }
+}
