@@ -9,7 +9,7 @@ use std::time::Duration;
 use postwire::wire::{Message, Peer, RunId, Text};
 use postwire::Nickname;
 
-use crate::common::DEADLINE;
+use crate::common::{raw, DEADLINE};
 use crate::pause;
 
 #[derive(Debug, Clone, Copy)]
@@ -91,20 +91,10 @@ fn run(number: u32) -> RunId {
 /// Dials, says HELLO and PEER, and waits for NAMED.
 fn hello(address: SocketAddr, number: u32, in_room: bool) -> TcpStream {
     let mut stream = connect(address);
-    let mut hello = Vec::new();
-    Message::Hello { version_low: 1, version_high: 1, mode: 0 }.encode(&mut hello);
-    let peer = Peer {
-        run: run(number),
-        in_room,
-        takes_files: false,
-        relays: false,
-        text_bytes: 64 * 1024,
-        text_window_bytes: 256 * 1024,
-        chunk_bytes: 256 * 1024,
-        offers: 4096,
-        nickname: Some(Nickname::parse(format!("r{number}").as_bytes()).unwrap()),
-    };
-    Message::Peer(peer).encode(&mut hello);
+    let Message::Peer(peer) = raw::peer(0) else { unreachable!("says who is there") };
+    let nickname = Nickname::parse(format!("r{number}").as_bytes()).ok();
+    let peer = Peer { run: run(number), in_room, nickname, ..peer };
+    let hello = raw::bytes(&[raw::hello(), Message::Peer(peer)]);
     stream.write_all(&hello).unwrap();
     loop {
         let mut head = [0; 9];

@@ -1,7 +1,9 @@
 //! How large the static binaries are.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 
 use crate::common::Scratch;
 use crate::process::{command, run};
@@ -17,13 +19,25 @@ pub fn static_binaries(_: &Bench) -> Measured {
     });
     let scratch = Scratch::new();
     let empty = empty_main(root, &scratch);
-    let row = |name: &str, what: &str, unit: &str, must: f64, aim: f64| {
-        let size = fs::metadata(root.join("dist").join(name)).unwrap().len();
-        let above = (size - empty) as f64 / if unit == "KiB" { 1024.0 } else { 1024.0 * 1024.0 };
-        let figure = format!("static binary, {what}, above an empty `main` built the same way");
-        Row::at_most(&[&figure, &bytes(size), &bytes(empty)], above, unit, must, aim)
-    };
-    Ok(vec![row("postwire-small", "small", "KiB", 700.0, 450.0), row("postwire", "full", "MiB", 1.8, 1.2)])
+    let sizes = ["postwire", "postwire-small"].map(|name| fs::metadata(root.join("dist").join(name)).unwrap().len());
+    let [full, small] = sizes.map(|size| (size - empty) as f64 / 1024.0);
+    let of_crates = |size: u64, features| format!("{} of {} crates", bytes(size), crates(root, features));
+    let ours = format!("{}; `postwire-small`: {}", of_crates(sizes[0], "full"), of_crates(sizes[1], "default"));
+    let peer = format!("an empty `main` built the same way {}; compared is what is above", bytes(empty));
+    Ok(vec![
+        Row::at_most(&["static binary", &ours, &peer], full / 1024.0, "MiB", 1.8, 1.2),
+        Row::at_most(&["the same, `postwire-small`", &bytes(sizes[1]), &peer], small, "KiB", 700.0, 450.0),
+    ])
+}
+
+/// All that is linked into a build with these features, itself included.
+fn crates(root: &Path, features: &str) -> usize {
+    let mut tree = command("cargo", &["tree", "--locked", "-e", "normal", "--prefix", "none", "--no-dedupe"]);
+    tree.args(["--target", "x86_64-unknown-linux-gnu", "--features", features]);
+    let output = tree.stdout(Stdio::piped()).current_dir(root).output().unwrap();
+    assert!(output.status.success(), "cargo tree: {}", output.status);
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().filter(|line| !line.is_empty()).collect::<BTreeSet<_>>().len()
 }
 
 /// With the same profile, for the same target.
