@@ -138,7 +138,7 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(90);
 pub const FRAME_PROGRESS: Duration = Duration::from_secs(30);
 /// What a started frame brings at least: a 9600-baud line brings 960.
 pub const FRAME_BYTES_PER_SECOND: u64 = 64;
-/// A write that moves nothing this long, with nothing received either, is a broken connection.
+/// A connection whose other side takes nothing this long is broken, whatever it says: what it does not read we have to keep.
 pub const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
 /// How long a side that is done waits for the other's GOODBYE.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -74,6 +74,15 @@ pub(crate) fn idle() -> Duration {
     IDLE_THREAD
 }
 
+/// How long a wait for the other side may be.
+pub(crate) fn at_most(time: Duration) -> Duration {
+    #[cfg(any(test, feature = "fuzzing"))]
+    if held::is_on() {
+        return Duration::from_millis(50);
+    }
+    time
+}
+
 /// Lets other threads go on for so long.
 pub(crate) fn pause(time: Duration) {
     #[cfg(any(test, feature = "fuzzing"))]

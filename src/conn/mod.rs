@@ -13,8 +13,10 @@ use std::io::{self, Read};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 #[cfg(feature = "encrypt")]
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use rustix::io::retry_on_intr;
 use rustix::net::{recv, send, RecvFlags, SendFlags};
 
 pub(crate) use address::{Address, Host};
@@ -25,6 +27,7 @@ pub(crate) use sealed::{Handshake, Seal, HANDSHAKE_BYTES};
 
 use crate::config::{HELLO_BYTES_MAX, REFUSED_BYTES_MAX, REFUSED_TIMEOUT, WRITE_STALL_MAX};
 use crate::error::{Error, Result};
+use crate::worker::at_most;
 
 /// One TCP connection: one descriptor, read by one thread, written by whoever has the send turn.
 pub(crate) struct Conn {
@@ -38,14 +41,13 @@ pub(crate) struct Conn {
 }
 
 impl Conn {
-    /// Prepares a fresh connection: no delay for small frames, a bound on stalled writes.
+    /// Prepares a fresh connection: no delay for small frames.
     ///
     /// # Errors
     /// [`Error::System`] when the peer is gone already.
     pub(crate) fn new(stream: TcpStream) -> Result<Conn> {
         let prepare = || {
             stream.set_nodelay(true)?;
-            stream.set_write_timeout(Some(WRITE_STALL_MAX))?;
             Ok((stream.local_addr()?, stream.peer_addr()?))
         };
         let (local, peer) = prepare().map_err(Error::system::<io::Error>("prepare the connection"))?;
@@ -106,9 +108,14 @@ impl Conn {
         }
     }
 
-    /// How long [`Conn::read`] waits before it gives `WouldBlock`.
+    /// How long [`Conn::read`] waits before it gives `WouldBlock`; the system is late by up to an eighth of it.
     pub(crate) fn set_read_timeout(&self, timeout: Duration) -> io::Result<()> {
         self.stream.set_read_timeout(Some(timeout.max(Duration::from_millis(1))))
+    }
+
+    /// The same for who must not be late: less than is left, so whoever reads looks at the clock and reads again.
+    pub(crate) fn set_read_deadline(&self, at: Instant) -> io::Result<()> {
+        self.set_read_timeout(at.saturating_duration_since(Instant::now()) * 8 / 9)
     }
 
     /// Writes what the system takes at once; perhaps nothing.
@@ -124,14 +131,33 @@ impl Conn {
         send(bytes)
     }
 
-    /// Writes, waiting until the system takes some; `WouldBlock` after 30 s without.
+    /// Writes, waiting until the system takes some.
+    ///
+    /// # Errors
+    /// `TimedOut` when the system takes nothing for 30 s.
     pub(crate) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        let send = |bytes: &[u8]| self.send(bytes, SendFlags::empty());
+        let send = |bytes: &[u8]| self.send_waiting(bytes);
         #[cfg(feature = "encrypt")]
         if let Some(seal) = self.seal.get() {
             return seal.write(bytes, send);
         }
         send(bytes)
+    }
+
+    /// The wait is one for room alone, so it begins when the other side stops reading. The socket's own timeout would be late by
+    /// up to an eighth.
+    fn send_waiting(&self, bytes: &[u8]) -> io::Result<usize> {
+        let stall_max = Timespec::try_from(at_most(WRITE_STALL_MAX)).map_err(io::Error::other)?;
+        loop {
+            match self.send(bytes, SendFlags::DONTWAIT) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return result,
+            }
+            let mut wanted = [PollFd::new(&self.stream, PollFlags::OUT)];
+            if retry_on_intr(|| poll(&mut wanted, Some(&stall_max)))? == 0 {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
     }
 
     fn send(&self, bytes: &[u8], flags: SendFlags) -> io::Result<usize> {
@@ -166,12 +192,10 @@ impl Conn {
         self.shutdown_write();
         let mut scratch = [0; 4096];
         let mut left = REFUSED_BYTES_MAX;
-        if self.set_read_timeout(REFUSED_TIMEOUT).is_err() {
-            return;
-        }
-        let started = std::time::Instant::now();
-        while left > 0 && started.elapsed() < REFUSED_TIMEOUT {
+        let deadline = Instant::now() + REFUSED_TIMEOUT;
+        while left > 0 && Instant::now() < deadline && self.set_read_deadline(deadline).is_ok() {
             match self.read(&mut scratch) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Ok(0) | Err(_) => break,
                 Ok(count) => left = left.saturating_sub(count),
             }

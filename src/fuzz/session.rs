@@ -9,7 +9,6 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
 
 use super::connection::peer;
 use super::receiver::{Place, BLOCK, PLACE, THERE};
@@ -55,8 +54,6 @@ fn run(place: &Place, shared: &Path, mut bytes: Bytes) {
     let budget = Arc::new(Budget::new(bytes.one_of(&[16, 1, 1024]) * CREDIT_BYTES_LEAST, 4));
     let store = Arc::clone(&place.stores[bytes.below(3)]);
     let (ours, theirs) = UnixStream::pair().unwrap();
-    // Longer waits are no break, and shorter ones cost nothing.
-    ours.set_write_timeout(Some(Duration::from_millis(50))).unwrap();
     theirs.set_nonblocking(true).unwrap();
     let owner = Arc::new(Room::default());
     let (mailbox, ended) = mailbox(shared);

@@ -225,9 +225,7 @@ impl<'a> Wait<'a> {
             match self.conn.read(buffer.get_mut(filled..).unwrap_or_default()) {
                 Ok(0) => return Err(Error::Broken { source: None }),
                 Ok(count) => filled += count,
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                    return Err(timeout());
-                }
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
                 Err(source) => return Err(Error::Broken { source: Some(source) }),
             }
         }
@@ -235,11 +233,10 @@ impl<'a> Wait<'a> {
     }
 
     fn wait_at_most_until_the_deadline(&self) -> Result<()> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        if Instant::now() >= self.deadline {
             return Err(timeout());
         }
-        self.conn.set_read_timeout(left).map_err(Error::system("set a timeout"))
+        self.conn.set_read_deadline(self.deadline).map_err(Error::system("set a timeout"))
     }
 
     fn message(&mut self) -> Result<Message> {
@@ -259,9 +256,7 @@ impl<'a> Wait<'a> {
                 }
                 Ok(0) => return Err(self.reader.end_of_stream()),
                 Ok(_) => {}
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                    return Err(timeout());
-                }
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
                 Err(source) => return Err(Error::Broken { source: Some(source) }),
             }
         }

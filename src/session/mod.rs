@@ -221,10 +221,12 @@ impl Session {
     }
 
     fn read(self: &Arc<Self>, reader: &mut FrameReader, epoch: u32) -> Result<Goodbye> {
-        let set_timeout = |timeout| self.conn.set_read_timeout(timeout).map_err(Error::system("set a timeout"));
-        set_timeout(PING_AFTER)?;
+        let failed = |result: io::Result<()>| result.map_err(Error::system("set a timeout"));
+        failed(self.conn.set_read_timeout(PING_AFTER))?;
+        let mut has_deadline = false;
         let mut progress = (Instant::now(), 0_u64);
         let mut goodbye = None;
+        let mut closes_at = None;
         loop {
             // Acknowledgements and answers go out together, once all that came is taken in.
             match reader.buffered_frame()? {
@@ -238,6 +240,14 @@ impl Session {
                 }
                 None => self.flush(),
             }
+            let due = closes_at.or((!reader.is_between_frames()).then_some(progress.0 + FRAME_PROGRESS));
+            let due = due.filter(|due| *due < Instant::now() + PING_AFTER);
+            match due {
+                Some(due) => failed(self.conn.set_read_deadline(due))?,
+                None if has_deadline => failed(self.conn.set_read_timeout(PING_AFTER))?,
+                None => {}
+            }
+            has_deadline = due.is_some();
             match reader.read() {
                 Ok(0) => {
                     return match goodbye {
@@ -261,7 +271,10 @@ impl Session {
                 if goodbye.is_some() {
                     return Ok(goodbye.unwrap_or(Goodbye::Done));
                 }
-                set_timeout(CLOSE_TIMEOUT)?;
+                let closes_at = *closes_at.get_or_insert_with(|| Instant::now() + CLOSE_TIMEOUT);
+                if Instant::now() >= closes_at {
+                    return Err(Error::Timeout { waiting_for: "the other side's goodbye", after: CLOSE_TIMEOUT });
+                }
             }
             check_progress(&mut progress, reader)?;
         }
@@ -270,8 +283,11 @@ impl Session {
     /// PROTOCOL 2.7: asks a silent side whether it is there, and gives it up after a while.
     fn silence(&self) -> Result<()> {
         let since = self.heard.take().at.elapsed();
-        if self.turn.take().said_goodbye() || since >= SILENCE_MAX {
+        if since >= SILENCE_MAX {
             return Err(Error::Timeout { waiting_for: "the other side to say anything", after: since });
+        }
+        if since < PING_AFTER {
+            return Ok(());
         }
         self.turn.take().ping();
         self.flush();

@@ -40,7 +40,15 @@ impl Protocol {
     pub fn encode(self, number: u32, sequence: u64, text: &str, out: &mut Vec<u8>) {
         match self {
             Protocol::Postwire => {
-                let text = Text { run: run(number), sequence, from: None, to: None, text: text.to_owned() };
+                let text = Text {
+                    run: run(number),
+                    sequence,
+                    from: None,
+                    to: None,
+                    leave: false,
+                    to_room: false,
+                    text: text.to_owned(),
+                };
                 Message::Text(text).encode(out);
             }
             Protocol::Nats => write!(out, "PUB t {}\r\n{text}\r\n", text.len()).unwrap(),

@@ -11,12 +11,14 @@ mod common;
 #[path = "../tools/proxy.rs"]
 mod proxy;
 
+mod attackers;
 mod bits;
 mod disk;
 mod kill;
 mod mounts;
 mod network;
 mod power;
+mod slow;
 mod syscalls;
 
 use std::collections::BTreeMap;
