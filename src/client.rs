@@ -36,7 +36,7 @@ pub struct Client {
 /// Who a file is for, through the server.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Recipients {
-    /// Their nicknames; `None`: everybody who is in the room when the file is offered.
+    /// Their nicknames; `None`: everybody who is in the room and takes files when the file is offered.
     pub to: Option<Vec<Nickname>>,
     /// The server keeps it for those who are not there, and that is enough.
     pub leave: bool,

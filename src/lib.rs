@@ -50,10 +50,10 @@
 //! | --- | --- | --- |
 //! | 0 | `error`, [`config`] (every limit: unit, reason), `name` (safe names, nicknames, escaping), `key`, `network`, `capacity` (what the system carries), `worker` (threads on demand) | nothing |
 //! | 1 | [`wire`] (codec, messages, [the protocol](wire::protocol)) | bytes only |
-//! | 2 | `conn` (all sockets), `storage` (partials, compare, commit; sources, trees, streams) | row 1 at most |
+//! | 2 | `conn` (all sockets), `storage` (partials, compare, commit; sources, trees, streams; the spool) | row 1 at most |
 //! | 3 | `transfer` (sender and receiver as state machines) | no sockets |
 //! | 4 | `session` (hello, send turn, reader, keepalive, close) | one peer |
-//! | 5 | `event`, `hub` (peers, the room, delivery) | all peers |
+//! | 5 | `event`, `hub` (peers, the room, delivery, relaying) | all peers |
 //! | 6 | `server`, `client` | the public API |
 //! | 7 | the binary: `main`, `cli` | the public API alone; it prints, reads the environment, exits |
 //!
@@ -67,6 +67,8 @@
 //! - The order of sending is control, texts, one chunk. Acknowledgements are state until the turn is taken.
 //! - A receiver never holds more than the credit it gave; all credit comes out of one budget.
 //! - A file is acknowledged after data, name and directory are synced, in that order. What a failed sync touched is removed.
+//! - What a server carries for others is stored first, in a spool of its own, and then sent as any file is: two transfers, each with
+//!   its receipt, that know nothing of each other (`hub::relay`).
 //! - Locks survive a panic, and no lock is held while something is read or written.
 //! - The library never prints, exits, or panics on anything that a peer or a disk can do.
 

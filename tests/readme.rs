@@ -33,10 +33,21 @@ impl Place {
         for link in ["client", "server"] {
             symlink(BINARY, place.scratch.path(&format!("bin/{link}"))).unwrap();
         }
-        for (number, name) in
-            ["a.bin", "b.bin", "build/out", "messages", "etc/sub/conf", "big.iso", "x", "pub/core", "pub/logs/log"]
-                .iter()
-                .enumerate()
+        for (number, name) in [
+            "a.bin",
+            "b.bin",
+            "build/out",
+            "messages",
+            "etc/sub/conf",
+            "big.iso",
+            "x",
+            "pub/core",
+            "pub/logs/log",
+            "fw.bin",
+            "var/crash/core",
+        ]
+        .iter()
+        .enumerate()
         {
             place.scratch.file(name, 3000, u64::try_from(number).unwrap() + 1);
         }
@@ -109,8 +120,8 @@ fn each_everyday_example_does_what_it_says() {
     let v6 = "client --to '[2001:db8::1]:9000' --retry 10m x";
     place.run(v6, "", &[("'[2001:db8::1]:9000'", &address)]).assert_code(0);
     // In the shell's place, so that the signal at the end is for it.
-    let stays = [host[0], ("/data", "data"), ("client", "exec client")];
-    let mut board = place.start("client --to host --nick b7 --dir /data --stay", "", &stays);
+    let stays = [host[0], ("/data", "data"), ("/var", "var"), ("client", "exec client")];
+    let mut board = place.start("client --to host --nick b7 --dir /data --share /var --stay", "", &stays);
     board.wait_stderr(|line| line == "you are b7");
     let mut ann = place.start("client --to host --nick ann", "", &host);
     ann.wait_stderr(|line| line == "you are ann");
@@ -118,6 +129,15 @@ fn each_everyday_example_does_what_it_says() {
     ann.wait_stdout(|line| line.ends_with(": come home"));
     ann.type_line("hello");
     board.wait_stdout(|line| line == "ann: hello");
+    place.run("client --to host --for b7 fw.bin --text flash", "", &host).assert_code(0);
+    place.same("fw.bin", "data/fw.bin");
+    board.wait_stdout(|line| line.ends_with(": flash"));
+    let all = place.run("client --to host --for '*' fw.bin", "", &host);
+    all.assert_code(0).assert(all.stderr.lines().count() == 1, "ann, who only talks, is not meant");
+    place.run("client --to host --from b7 --get crash/core", "here", &host).assert_code(0);
+    place.same("var/crash/core", "here/core");
+    fs::remove_file(place.scratch.path("here/core")).unwrap();
+    place.run("client --to host --for b9 --leave fw.bin", "", &host).assert_code(0);
     ann.close_stdin();
     ann.wait().assert_code(0);
     end(board);

@@ -73,7 +73,7 @@ pub const TABLE: &[Row] = &[
         "for",
         "NICK",
         "a nickname, or '*'",
-        "files and texts go on to NICK; may be given again; '*': all in the room",
+        "hand files and texts on to NICK; repeatable; '*': all in the room",
     ),
     flag(CLIENT, "", "leave", "with --for: the server keeps them until NICK comes"),
     repeated(

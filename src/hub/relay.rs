@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::member::Member;
 use super::{encode_text, Hub};
 use crate::config::{Config, LEFT_MAX, RELAYED_MAX, RETRY_BROKEN};
 use crate::error::{Error, Refusal};
@@ -179,7 +180,8 @@ impl Relay {
     /// Whom a file is for. Nobody at all refuses it.
     fn recipients(&self, hub: &Hub, run: RunId, relay: &wire::Relay) -> Result<Vec<Nickname>, Refusal> {
         let Some(to) = &relay.to else {
-            let others = hub.room_but(0).into_iter().filter(|member| member.session.peer().run != run);
+            let takes = |member: &Member| member.session.peer().takes_files && member.session.peer().run != run;
+            let others = hub.room_but(0).into_iter().filter(takes);
             let nicknames: Vec<_> = others.map(|member| member.info.nickname).collect();
             return if nicknames.is_empty() { Err(Refusal::Nobody) } else { Ok(nicknames) };
         };
