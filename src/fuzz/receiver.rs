@@ -227,7 +227,8 @@ impl<'a> Receiver<'a> {
             bytes,
             store: Arc::clone(&place.stores[how]),
             if_exists: [IfExists::Rename, IfExists::Replace, IfExists::Refuse][how],
-            budget: Arc::new(Budget::new(budget, 4)),
+            // Who waits for a commit here waits for ever: there is no other thread.
+            budget: Arc::new(Budget::new(budget, usize::MAX)),
             holders: Arc::default(),
             ids: Arc::default(),
             finished,
