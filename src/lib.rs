@@ -57,6 +57,8 @@
 //! | 6 | `server`, `client` | the public API |
 //! | 7 | the binary: `main`, `cli` | the public API alone; it prints, reads the environment, exits |
 //!
+//! `fuzz`, in tests and fuzz builds alone, looks into all of them.
+//!
 //! What holds everywhere:
 //!
 //! - A connection costs one thread, its reader. Whoever has a frame for a peer takes the send turn and sends without waiting;

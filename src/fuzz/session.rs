@@ -34,24 +34,24 @@ const TEXTS: u64 = 3;
 /// No more is given at once than fits the sockets' buffers, with what else may be said.
 const CREDIT_MOST: u64 = 64 * 1024;
 
-thread_local! {
-    /// The directory that is shared.
-    static SHARED: PathBuf = PLACE.with(|place| {
-        let shared = place.root.with_extension("shared");
-        fs::create_dir_all(shared.join("tree")).unwrap();
-        OURS.iter().for_each(|(name, size)| fs::write(shared.join(name), place.content(2, *size)).unwrap());
-        shared
-    });
-}
-
 /// Whatever the peer says, a session ends or goes on: it says what the protocol lets it, hears of each of its texts and files
 /// once at most, and gives back all that it holds.
 pub(super) fn session(data: &[u8]) {
-    PLACE.with(|place| SHARED.with(|shared| run(place, shared, Bytes(data))));
+    PLACE.with(|place| run(place, &shared(place), Bytes(data)));
+}
+
+/// The directory that is shared, made once.
+fn shared(place: &Place) -> PathBuf {
+    let shared = place.root.join("shared");
+    if !shared.exists() {
+        fs::create_dir_all(shared.join("tree")).unwrap();
+        OURS.iter().for_each(|(name, size)| fs::write(shared.join(name), place.content(2, *size)).unwrap());
+    }
+    shared
 }
 
 fn run(place: &Place, shared: &Path, mut bytes: Bytes) {
-    let budget = Arc::new(Budget::new(bytes.one_of(&[16, 1, 1024]) * CREDIT_BYTES_LEAST, 4));
+    let budget = Arc::new(Budget::new(bytes.one_of(&[16, 1, 1024]) * CREDIT_BYTES_LEAST, usize::MAX));
     let store = Arc::clone(&place.stores[bytes.below(3)]);
     let (ours, theirs) = UnixStream::pair().unwrap();
     theirs.set_nonblocking(true).unwrap();

@@ -58,3 +58,13 @@ fn mutate(input: &mut Vec<u8>, inputs: &[Vec<u8>], random: &mut Random) {
     }
     input.truncate(8192);
 }
+
+#[test]
+fn every_target_can_be_run() {
+    let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/Cargo.toml")).unwrap();
+    let mut names: Vec<_> = manifest.split("[[bin]]\nname = \"").skip(1).map(|bin| bin.split('"').next()).collect();
+    if !cfg!(feature = "encrypt") {
+        names.retain(|name| *name != Some("record"));
+    }
+    assert_eq!(names, TARGETS.iter().map(|(name, _)| Some(*name)).collect::<Vec<_>>());
+}
