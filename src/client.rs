@@ -394,13 +394,16 @@ impl Shared {
         let conn = Arc::new(dial(&self.name, &addresses, self.config.connect_timeout)?);
         let wish = self.link.take().wish.clone();
         let takes_files = (self.store.is_some() || self.pipe.is_some()) && self.config.take_offers;
-        let me = introduction(self.run, &self.config, takes_files);
+        let me = introduction(self.run, &self.config, takes_files, 1);
+        let (offers_max, chunk_bytes_max) = (me.offers, me.chunk_bytes);
         let me = wire::Peer { nickname: wish, ..me };
         let (peer, nickname, reader) = greet_as_client(&conn, &me, self.config.key.as_ref())?;
         let address = conn.peer_addr();
         let owner = Arc::new(ClientOwner { shared: Weak::clone(&self.this), address });
         let (shared, events) = (Arc::clone(self), self.events.clone());
         let inbound = Box::new(move |hooks: Hooks| InboundContext {
+            offers_max,
+            chunk_bytes_max,
             store: shared.store.clone(),
             pipe: shared.pipe.clone(),
             takes_offers: shared.config.take_offers,

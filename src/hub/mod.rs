@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 pub(crate) use seen::Seen;
 
 use crate::config::{
-    Config, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, OFFERS_MAX, RUNS_REMEMBERED, RUN_REMEMBERED, STRANGERS_MAX,
-    STRANGERS_PER_ADDRESS_MAX, TEXT_BYTES_MAX, TEXT_WINDOW_BYTES,
+    Config, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, OFFERS_LEAST, OFFERS_MAX, OFFER_BYTES, RUNS_REMEMBERED, RUN_REMEMBERED,
+    STRANGERS_MAX, STRANGERS_PER_ADDRESS_MAX, TEXT_BYTES_MAX, TEXT_WINDOW_BYTES,
 };
 use crate::conn::Conn;
 use crate::error::{Error, Goodbye, Refusal, Result};
@@ -126,11 +126,13 @@ impl Hub {
             Ok(greeted) => greeted,
             Err(error) => {
                 refuse(&conn, &error);
-                return self.events.push(Event::StrangerRefused { address: conn.peer_addr(), error });
+                return self
+                    .events
+                    .push_when_there_is_room(Event::StrangerRefused { address: conn.peer_addr(), error });
             }
         };
         let run = session.peer().run;
-        self.events.push(Event::PeerConnected { peer: info.clone() });
+        self.events.push_when_there_is_room(Event::PeerConnected { peer: info.clone() });
         self.introduce(&info, &session);
         let result = session.run(reader);
         self.part(info.id, run, result);
@@ -143,7 +145,7 @@ impl Hub {
             return Err(Error::Refused(Refusal::NotAllowed));
         }
         let (peer, reader) = greet_as_server(conn, self.config.key.as_ref())?;
-        let (session, info, replaced) = {
+        let (session, info, replaced, me) = {
             let mut state = self.state.take();
             if state.stopping {
                 return Err(Error::Refused(Refusal::Stopping));
@@ -171,20 +173,20 @@ impl Hub {
             let owner =
                 MemberOwner { hub: Arc::clone(self), id, in_room: peer.in_room, address, called: called.clone() };
             let owner = Arc::new(owner);
-            let inbound = self.inbound(called.clone(), address, Arc::clone(&mailbox.requests));
+            let me = self.introduction(state.members.len() + 1);
+            let inbound = self.inbound(called.clone(), address, Arc::clone(&mailbox.requests), &me);
             let context = SessionContext { mailbox, owner, inbound };
             let session = Session::new(Arc::clone(conn), peer, context);
             state.members.insert(info.id, Member { info: info.clone(), called, session: Arc::clone(&session) });
             if state.pending.len() < RUNS_REMEMBERED {
                 state.pending.push_back(info.clone());
             }
-            (session, info, replaced)
+            (session, info, replaced, me)
         };
         if let Some(old) = replaced {
             old.session.end();
         }
         self.changed.notify_all();
-        let me = self.introduction();
         if let Err(error) = welcome(conn, &me, &info.nickname, self.config.key.as_ref()) {
             self.state.take().members.remove(&info.id);
             return Err(error);
@@ -197,7 +199,7 @@ impl Hub {
         if !info.in_room {
             return;
         }
-        self.events.push(Event::Joined(info.nickname.clone()));
+        self.events.push_when_there_is_room(Event::Joined(info.nickname.clone()));
         for member in self.room_but(info.id) {
             member.session.announce(Presence::Joined(info.nickname.clone()));
             session.announce(Presence::Joined(member.info.nickname.clone()));
@@ -226,12 +228,12 @@ impl Hub {
             session.mailbox().files.fail_all(|| Error::Closed);
         }
         if info.in_room {
-            self.events.push(Event::Left(info.nickname.clone()));
+            self.events.push_when_there_is_room(Event::Left(info.nickname.clone()));
             for member in self.room_but(id) {
                 member.session.announce(Presence::Left(info.nickname.clone()));
             }
         }
-        self.events.push(Event::PeerDisconnected { peer: info, error });
+        self.events.push_when_there_is_room(Event::PeerDisconnected { peer: info, error });
         // Whoever waits for the last peer to leave closes the events.
         self.changed.notify_all();
     }
@@ -307,7 +309,7 @@ impl Hub {
             for member in self.room_but(id) {
                 member.session.announce(Presence::Renamed { from: from.clone(), to: to.clone() });
             }
-            self.events.push(Event::Renamed { from, to });
+            self.events.push_when_there_is_room(Event::Renamed { from, to });
         }
     }
 
@@ -380,8 +382,9 @@ impl Hub {
         state.members.values().filter(|member| member.info.in_room && member.info.id != id).cloned().collect()
     }
 
-    fn introduction(&self) -> wire::Peer {
-        let peer = introduction(self.run, &self.config, self.store.is_some() || self.pipe.is_some());
+    /// What the latest of so many members is told: as they multiply, what each may have under way shrinks.
+    fn introduction(&self, members: usize) -> wire::Peer {
+        let peer = introduction(self.run, &self.config, self.store.is_some() || self.pipe.is_some(), members);
         wire::Peer { relays: self.config.relay, in_room: false, ..peer }
     }
 
@@ -396,7 +399,14 @@ impl Hub {
     }
 
     /// How the files of one peer come in.
-    fn inbound(self: &Arc<Self>, called: Called, address: SocketAddr, requests: Arc<Requests>) -> MakeInbound {
+    fn inbound(
+        self: &Arc<Self>,
+        called: Called,
+        address: SocketAddr,
+        requests: Arc<Requests>,
+        me: &wire::Peer,
+    ) -> MakeInbound {
+        let (offers_max, chunk_bytes_max) = (me.offers, me.chunk_bytes);
         let hub = Arc::clone(self);
         Box::new(move |hooks| {
             let events = hub.events.clone();
@@ -406,6 +416,8 @@ impl Hub {
                 takes_offers: hub.config.take_offers,
                 requests,
                 budget: Arc::clone(&hub.budget),
+                offers_max,
+                chunk_bytes_max,
                 holders: Arc::clone(&hub.holders),
                 pulse: hooks.pulse,
                 report: Arc::new(move |report| {
@@ -465,9 +477,11 @@ pub(crate) fn encode_text(text: wire::Text) -> (Arc<[u8]>, usize) {
     (frame.into(), tail_bytes)
 }
 
-/// What a peer is told of a process that has this configuration.
-pub(crate) fn introduction(run: RunId, config: &Config, takes_files: bool) -> wire::Peer {
+/// What a peer is told of a process that has this configuration and so many peers with it.
+pub(crate) fn introduction(run: RunId, config: &Config, takes_files: bool, peers: usize) -> wire::Peer {
     let limit = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+    let memory = config.max_memory / 4;
+    let chunk_bytes_max = (config.max_memory / 32).clamp(CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX);
     wire::Peer {
         run,
         in_room: config.join_room,
@@ -475,15 +489,15 @@ pub(crate) fn introduction(run: RunId, config: &Config, takes_files: bool) -> wi
         relays: false,
         text_bytes: limit(TEXT_BYTES_MAX),
         text_window_bytes: limit(TEXT_WINDOW_BYTES.min(config.read_buffer_bytes)),
-        chunk_bytes: limit((config.max_memory / 32).clamp(CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX)),
-        offers: OFFERS_MAX,
+        chunk_bytes: limit((memory / peers.max(1)).clamp(CHUNK_BYTES_LEAST, chunk_bytes_max)),
+        offers: limit(memory / OFFER_BYTES / peers.max(1)).clamp(OFFERS_LEAST, OFFERS_MAX),
         nickname: config.nick.clone(),
     }
 }
 
-/// The part of `max_memory` that received data may hold; the rest is for texts, sending and heads.
+/// The part of `max_memory` that received data may hold; the rest is for texts, sending, heads and offers.
 pub(crate) fn receive_budget(config: &Config) -> u64 {
-    u64::try_from(config.max_memory / 2).unwrap_or(u64::MAX)
+    u64::try_from(config.max_memory / 4).unwrap_or(u64::MAX)
 }
 
 /// 16 random bytes.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::mailbox::TextReport;
-use crate::config::{OUTBOX_BYTES_MAX, OUTBOX_BYTES_SLOW, OUTBOX_SLOW_AFTER};
+use crate::config::{OUTBOX_BYTES_MAX, OUTBOX_BYTES_SLOW, OUTBOX_SLOW_AFTER, TEXTS_MAX};
 use crate::error::{Error, Refusal, Result};
 use crate::worker::Lock;
 
@@ -43,6 +43,13 @@ struct Entry {
     tail_bytes: usize,
     /// The sequence of a text of ours that the application wants to hear of.
     sequence: Option<u64>,
+}
+
+impl State {
+    /// PROTOCOL 4.5.
+    fn may_send(&self, tail_bytes: usize) -> bool {
+        self.sent == 0 || (self.sent < TEXTS_MAX && self.sent_bytes + tail_bytes <= self.window_bytes)
+    }
 }
 
 impl Texts {
@@ -112,7 +119,7 @@ impl Texts {
         let state = &mut *self.state.take();
         while out.len() < ENOUGH_BYTES && state.attached {
             let Some(entry) = state.queue.get(state.sent) else { break };
-            if state.sent > 0 && state.sent_bytes + entry.tail_bytes > state.window_bytes {
+            if !state.may_send(entry.tail_bytes) {
                 break;
             }
             state.sent += 1;
@@ -173,7 +180,6 @@ impl Texts {
     pub(super) fn has_work(&self) -> bool {
         let state = self.state.take();
         let next = state.queue.get(state.sent);
-        state.attached
-            && next.is_some_and(|next| state.sent == 0 || state.sent_bytes + next.tail_bytes <= state.window_bytes)
+        state.attached && next.is_some_and(|next| state.may_send(next.tail_bytes))
     }
 }
