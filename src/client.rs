@@ -18,7 +18,9 @@ use crate::hub::{
     check_key, check_text, encode_text, event_of, introduction, offered_name, random_run, receive_budget, Seen,
 };
 use crate::name::{Nickname, SafePath};
-use crate::session::{greet_as_client, Handled, Hooks, Mailbox, MailboxContext, Owner, Session, SessionContext};
+use crate::session::{
+    greet_as_client, Handled, Hooks, Mailbox, MailboxContext, Outbox, Owner, Session, SessionContext,
+};
 use crate::storage::{Pipe, Store, Stream, Top};
 use crate::transfer::{Budget, Holders, InboundContext, Pace, RequestId, Requests, TransferId, TransferIds};
 use crate::wire::{self, Presence, RunId};
@@ -76,7 +78,9 @@ impl Client {
         let (texts, files) = (events.clone(), events.clone());
         let ids = Arc::new(TransferIds::default());
         let answers = events.clone();
+        // Its own texts wait for room in their queue.
         let context = MailboxContext {
+            outbox: Arc::new(Outbox::new(usize::MAX)),
             ids: Arc::clone(&ids),
             pace: Arc::new(Pace::new(config.limit_rate)),
             share: config.share.as_deref().map(Top::open).transpose()?.map(Arc::new),
@@ -207,7 +211,7 @@ impl Client {
             let sequence = link.last_sequence;
             let text = wire::Text { run: shared.run, sequence, from: None, to: to.cloned(), text: text.to_owned() };
             let (frame, tail) = encode_text(text);
-            if shared.mailbox.texts.push(&frame, tail, Some(sequence)).is_err() {
+            if shared.mailbox.texts.push(&frame, tail, Some(sequence), 1).is_err() {
                 return Err(Error::Refused(Refusal::TooMuch));
             }
             sequence

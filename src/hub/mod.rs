@@ -24,7 +24,7 @@ use crate::event::{Event, Events, PeerInfo};
 use crate::key::fill_random;
 use crate::name::{Nickname, SafeName, SafePath};
 use crate::session::{
-    greet_as_server, refuse, welcome, FrameReader, Handled, Mailbox, MailboxContext, MakeInbound, Session,
+    greet_as_server, refuse, welcome, FrameReader, Handled, Mailbox, MailboxContext, MakeInbound, Outbox, Session,
     SessionContext,
 };
 use crate::storage::{Named, Pipe, Store, Top};
@@ -44,6 +44,7 @@ pub(crate) struct Hub {
     holders: Arc<Holders>,
     ids: Arc<TransferIds>,
     pace: Arc<Pace>,
+    outbox: Arc<Outbox>,
     share: Option<Arc<Top>>,
     state: Mutex<State>,
     /// Wakes who waits for a new peer, or for the last to leave.
@@ -86,6 +87,7 @@ impl Hub {
             holders: Arc::default(),
             ids: Arc::default(),
             pace: Arc::new(Pace::new(config.limit_rate)),
+            outbox: Arc::new(Outbox::new(config.max_memory / 2)),
             share: config.share.as_deref().map(Top::open).transpose()?.map(Arc::new),
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -209,6 +211,8 @@ impl Hub {
     /// A session ended: what it is still owed waits for its run for a while.
     fn part(&self, id: u32, run: RunId, result: Result<Goodbye>) {
         let error = result.err();
+        // Dropped below, without the lock.
+        let mut forgotten = Vec::new();
         let member = {
             let mut state = self.state.take();
             let member = state.members.remove(&id);
@@ -217,11 +221,21 @@ impl Hub {
             if let (Some(member), Some(_)) = (&member, &error) {
                 if state.parked.len() < RUNS_REMEMBERED {
                     let (mailbox, called) = (Arc::clone(member.session.mailbox()), member.called.clone());
+                    mailbox.texts.keep_alone();
                     state.parked.insert(run, Parked { mailbox, called, since: Instant::now() });
                 }
             }
+            // Whoever is away longest goes before those who are here are cut short.
+            let mut freed = 0;
+            while self.outbox.is_short(freed) {
+                let oldest = state.parked.iter().min_by_key(|(_, parked)| parked.since).map(|(run, _)| *run);
+                let Some(parked) = oldest.and_then(|run| state.parked.remove(&run)) else { break };
+                freed += parked.mailbox.texts.cost();
+                forgotten.push(parked);
+            }
             member
         };
+        drop(forgotten);
         // Without a member a newer connection of the run took over: for the room nothing happened.
         let Some(Member { info, session, .. }) = member else { return self.changed.notify_all() };
         if error.is_none() {
@@ -393,8 +407,12 @@ impl Hub {
         let text_report = move |report| texts.push(Event::from(report));
         let file_report = move |report| files.push(event_of(report, Some(&called.get()), None));
         let answers = self.events.clone();
-        let context =
-            MailboxContext { ids: Arc::clone(&self.ids), pace: Arc::clone(&self.pace), share: self.share.clone() };
+        let context = MailboxContext {
+            ids: Arc::clone(&self.ids),
+            pace: Arc::clone(&self.pace),
+            outbox: Arc::clone(&self.outbox),
+            share: self.share.clone(),
+        };
         Arc::new(Mailbox::new(context, text_report, file_report, move |answer| answers.push(Event::from(answer))))
     }
 
@@ -461,7 +479,7 @@ fn deliver(receivers: &[Member], text: wire::Text, sequence: Option<u64>) {
     let (frame, tail_bytes) = encode_text(text);
     for member in receivers {
         let mailbox = member.session.mailbox();
-        if mailbox.texts.push(&frame, tail_bytes, sequence).is_err() {
+        if mailbox.texts.push(&frame, tail_bytes, sequence, receivers.len()).is_err() {
             member.session.end();
         }
         mailbox.wake();
@@ -495,7 +513,7 @@ pub(crate) fn introduction(run: RunId, config: &Config, takes_files: bool, peers
     }
 }
 
-/// The part of `max_memory` that received data may hold; the rest is for texts, sending, heads and offers.
+/// The part of `max_memory` that received data may hold; half is for texts on their way out, the rest for offers and chunks.
 pub(crate) fn receive_budget(config: &Config) -> u64 {
     u64::try_from(config.max_memory / 4).unwrap_or(u64::MAX)
 }

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use super::outbox::Outbox;
 use super::texts::Texts;
 use crate::error::Refusal;
 use crate::storage::Top;
@@ -20,6 +21,7 @@ pub(crate) enum TextReport {
 pub(crate) struct MailboxContext {
     pub(crate) ids: Arc<TransferIds>,
     pub(crate) pace: Arc<Pace>,
+    pub(crate) outbox: Arc<Outbox>,
     /// The directory that the other side may list and get.
     pub(crate) share: Option<Arc<Top>>,
 }
@@ -52,7 +54,7 @@ impl Mailbox {
     ) -> Mailbox {
         let files = Arc::new(Outbound::new(context.ids, context.pace, report));
         Mailbox {
-            texts: Texts::new(text_report),
+            texts: Texts::new(context.outbox, text_report),
             sharing: Sharing::new(context.share, &files),
             files,
             requests: Arc::new(Requests::new(answer)),

@@ -6,6 +6,7 @@
 
 mod hello;
 mod mailbox;
+mod outbox;
 mod reader;
 mod texts;
 mod turn;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use hello::{greet_as_client, greet_as_server, refuse, welcome};
 pub(crate) use mailbox::{Mailbox, MailboxContext, TextReport};
+pub(crate) use outbox::Outbox;
 pub(crate) use reader::FrameReader;
 
 use crate::config::{

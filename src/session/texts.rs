@@ -5,6 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::mailbox::TextReport;
+use super::outbox::Outbox;
 use crate::config::{OUTBOX_BYTES_MAX, OUTBOX_BYTES_SLOW, OUTBOX_SLOW_AFTER, TEXTS_MAX};
 use crate::error::{Error, Refusal, Result};
 use crate::worker::Lock;
@@ -16,6 +17,7 @@ pub(crate) struct TooSlow;
 /// See the module.
 pub(crate) struct Texts {
     state: Mutex<State>,
+    outbox: Arc<Outbox>,
     /// Wakes who waits for room.
     room: Condvar,
     report: Box<dyn Fn(TextReport) + Send + Sync>,
@@ -25,6 +27,8 @@ pub(crate) struct Texts {
 struct State {
     queue: VecDeque<Entry>,
     queued_bytes: usize,
+    /// What of the outboxes' memory the queue takes.
+    cost: usize,
     /// How many of the queue's first texts were sent on this connection, and their tails' bytes.
     sent: usize,
     sent_bytes: usize,
@@ -43,6 +47,8 @@ struct Entry {
     tail_bytes: usize,
     /// The sequence of a text of ours that the application wants to hear of.
     sequence: Option<u64>,
+    /// What of the outboxes' memory it takes.
+    cost: usize,
 }
 
 impl State {
@@ -52,12 +58,21 @@ impl State {
     }
 }
 
+/// What a queued text costs beside its frame.
+const ENTRY_BYTES: usize = 64;
+
+impl Drop for Texts {
+    fn drop(&mut self) {
+        self.outbox.give_back(self.state.take().cost);
+    }
+}
+
 impl Texts {
-    pub(super) fn new(report: impl Fn(TextReport) + Send + Sync + 'static) -> Texts {
-        Texts { state: Mutex::default(), room: Condvar::new(), report: Box::new(report) }
+    pub(super) fn new(outbox: Arc<Outbox>, report: impl Fn(TextReport) + Send + Sync + 'static) -> Texts {
+        Texts { state: Mutex::default(), outbox, room: Condvar::new(), report: Box::new(report) }
     }
 
-    /// Queues a text's frame, which all its receivers share.
+    /// Queues a text's frame, which so many `receivers` share.
     ///
     /// # Errors
     /// [`TooSlow`] when too much waits, or waits for too long; the text is not queued.
@@ -66,6 +81,7 @@ impl Texts {
         frame: &Arc<[u8]>,
         tail_bytes: usize,
         sequence: Option<u64>,
+        receivers: usize,
     ) -> std::result::Result<(), TooSlow> {
         let mut state = self.state.take();
         if state.queued_bytes + frame.len() > OUTBOX_BYTES_MAX {
@@ -77,8 +93,13 @@ impl Texts {
                 return Err(TooSlow);
             }
         }
+        let cost = ENTRY_BYTES + frame.len() / receivers.max(1);
+        if !self.outbox.take(cost, state.cost) {
+            return Err(TooSlow);
+        }
+        state.cost += cost;
         state.queued_bytes += frame.len();
-        state.queue.push_back(Entry { frame: Arc::clone(frame), tail_bytes, sequence });
+        state.queue.push_back(Entry { frame: Arc::clone(frame), tail_bytes, sequence, cost });
         Ok(())
     }
 
@@ -94,6 +115,22 @@ impl Texts {
         } else {
             Ok(())
         }
+    }
+
+    /// Nobody reads them for a while: the others who had them too may be done with them.
+    pub(crate) fn keep_alone(&self) {
+        let state = &mut *self.state.take();
+        for entry in &mut state.queue {
+            let more = (ENTRY_BYTES + entry.frame.len()).saturating_sub(entry.cost);
+            entry.cost += more;
+            state.cost += more;
+            self.outbox.add(more);
+        }
+    }
+
+    /// What it takes of the outboxes' memory.
+    pub(crate) fn cost(&self) -> usize {
+        self.state.take().cost
     }
 
     /// Nobody will take the texts any more.
@@ -143,6 +180,8 @@ impl Texts {
                 state.sent -= 1;
                 state.sent_bytes -= entry.tail_bytes;
                 state.queued_bytes -= entry.frame.len();
+                state.cost -= entry.cost;
+                self.outbox.give_back(entry.cost);
                 delivered.extend(entry.sequence);
             }
             if state.queued_bytes <= OUTBOX_BYTES_SLOW {
