@@ -204,8 +204,8 @@ pub const RUN_REMEMBERED: Duration = Duration::from_secs(600);
 pub const LISTEN_BACKLOG: i32 = 4096;
 /// A thread's stack: the deepest call chain needs a quarter of it.
 pub const THREAD_STACK_BYTES: usize = 128 * KIB;
-/// What a connection may hold beside [`Config::max_memory`]: half a frame of 64 KiB, an answer of as much on its way to who does
-/// not read, the touched part of its threads' stacks, and its books.
+/// What a connection may hold beside [`Config::max_memory`]: half a frame of 64 KiB, a text of as much that nobody reads, a listing of
+/// 1,024 entries on its way to who does not read it, the touched part of its threads' stacks, and its books.
 pub const CONNECTION_BYTES_MAX: usize = 512 * KIB;
 /// The read buffer of a connection: heads and texts; what is larger is read straight into its own place.
 pub const READ_BUFFER_BYTES: usize = 4 * KIB;
@@ -268,7 +268,10 @@ pub struct Config {
     pub max_file: u64,
     /// What a transfer leaves free on the file system, in bytes.
     pub min_free: u64,
-    /// All transfer buffers and queues, in bytes; 2 MiB at least.
+    /// All transfer buffers and queues, in bytes; 2 MiB at least. A quarter is for data that was received and is not written, half for
+    /// texts on their way out, the rest for offers and chunks, of which each newcomer is granted fewer. Beside it a process holds its
+    /// program and at most [`CONNECTION_BYTES_MAX`] for each connection, which only those take that do not read or do not end what
+    /// they begin; an idle one takes some 30 KiB.
     pub max_memory: usize,
     /// A server: connections at once.
     pub max_clients: usize,

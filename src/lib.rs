@@ -65,7 +65,9 @@
 //! - The reader never waits for a disk or another thread. Disk work has a thread per connection, on demand; a slow disk
 //!   withholds acknowledgements and never holds up a text.
 //! - The order of sending is control, texts, one chunk. Acknowledgements are state until the turn is taken.
-//! - A receiver never holds more than the credit it gave; all credit comes out of one budget.
+//! - A receiver never holds more than the credit it gave; all credit comes out of one budget. What a peer can make a process hold
+//!   in all is said at [`Config::max_memory`].
+//! - What is not read is not made: an answer waits until the last one is on its way, and who reads nothing for 30 s is cut off.
 //! - A file is acknowledged after data, name and directory are synced, in that order. What a failed sync touched is removed.
 //! - Locks survive a panic, and no lock is held while something is read or written.
 //! - The library never prints, exits, or panics on anything that a peer or a disk can do.
