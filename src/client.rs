@@ -21,7 +21,9 @@ use crate::hub::{
     receive_budget, Seen,
 };
 use crate::name::{Nickname, SafePath};
-use crate::session::{greet_as_client, Handled, Hooks, Mailbox, MailboxContext, Owner, Session, SessionContext};
+use crate::session::{
+    greet_as_client, Handled, Hooks, Mailbox, MailboxContext, Outbox, Owner, Session, SessionContext,
+};
 use crate::storage::{Pipe, Store, Stream, Top};
 use crate::transfer::{Budget, Holders, InboundContext, Pace, RequestId, Requests, TransferId, TransferIds};
 use crate::wire::{self, Presence, RunId};
@@ -92,7 +94,9 @@ impl Client {
         let (texts, files) = (events.clone(), events.clone());
         let ids = Arc::new(TransferIds::default());
         let answers = events.clone();
+        // Its own texts wait for room in their queue.
         let context = MailboxContext {
+            outbox: Arc::new(Outbox::new(usize::MAX)),
             ids: Arc::clone(&ids),
             pace: Arc::new(Pace::new(config.limit_rate)),
             share: config.share.as_deref().map(Top::open).transpose()?.map(Arc::new),
@@ -246,7 +250,7 @@ impl Client {
             let (run, text) = (shared.run, text.to_owned());
             let text = wire::Text { run, sequence, from: None, to: to.cloned(), leave, to_room, text };
             let (frame, tail) = encode_text(text);
-            if shared.mailbox.texts.push(&frame, tail, Some(sequence)).is_err() {
+            if shared.mailbox.texts.push(&frame, tail, Some(sequence), 1).is_err() {
                 return Err(Error::Refused(Refusal::TooMuch));
             }
             sequence
@@ -508,13 +512,16 @@ impl Shared {
         let conn = Arc::new(dial(&self.name, &addresses, self.config.connect_timeout)?);
         let wish = self.link.take().wish.clone();
         let takes_files = (self.store.is_some() || self.pipe.is_some()) && self.config.take_offers;
-        let me = introduction(self.run, &self.config, takes_files);
+        let me = introduction(self.run, &self.config, takes_files, 1);
+        let (offers_max, chunk_bytes_max) = (me.offers, me.chunk_bytes);
         let me = wire::Peer { nickname: wish, ..me };
         let (peer, nickname, reader) = greet_as_client(&conn, &me, self.config.key.as_ref())?;
         let address = conn.peer_addr();
         let owner = Arc::new(ClientOwner { shared: Weak::clone(&self.this), address });
         let (shared, events) = (Arc::clone(self), self.events.clone());
         let inbound = Box::new(move |hooks: Hooks| InboundContext {
+            offers_max,
+            chunk_bytes_max,
             store: shared.store.clone(),
             pipe: shared.pipe.clone(),
             takes_offers: shared.config.take_offers,

@@ -39,14 +39,22 @@ pub const NUMBERED_NAMES_MAX: u32 = 10_000;
 pub const TEXT_BYTES_MAX: usize = 64 * KIB;
 /// The least that a peer must take for a text to be of use.
 pub const TEXT_BYTES_LEAST: usize = KIB;
-/// Unacknowledged texts a peer may have under way: a few of the longest, thousands of lines.
+/// Unacknowledged texts a peer may have under way, however short: each is kept with who said it until it is printed.
+pub const TEXTS_MAX: usize = 1024;
+/// Bytes of unacknowledged texts a peer may have under way: a few of the longest.
 pub const TEXT_WINDOW_BYTES: usize = 256 * KIB;
 /// A chunk: large enough that its head costs nothing, small enough that a text behind it waits 0.2 s at 10 Mbit/s.
 pub const CHUNK_BYTES_MAX: usize = 256 * KIB;
 /// The least chunk: below it heads and system calls cost more than data.
 pub const CHUNK_BYTES_LEAST: usize = 16 * KIB;
-/// Offers without an answer: 4,096 small files share one round trip.
+/// Transfers that are offered and have not ended: 4,096 small files share one round trip.
 pub const OFFERS_MAX: u32 = 4096;
+/// The same where memory is short: still more than one a round trip.
+pub const OFFERS_LEAST: u32 = 16;
+/// What an open offer may cost, path included: as many are granted as a part of [`Config::max_memory`] has room for.
+pub const OFFER_BYTES: usize = 4 * KIB;
+/// How long the paths of open offers are on average, at most.
+pub const OFFER_PATH_BYTES: usize = 256;
 /// CRCs in one SUMS frame: a tail of 64 KiB.
 pub const SUMS_PER_FRAME: usize = 16 * KIB;
 /// A frame that may be skipped when unknown (PROTOCOL 1.2).
@@ -69,6 +77,8 @@ pub const LEFT_MAX: usize = 4096;
 
 /// The least block: what is compared and sent again after a break, and the size up to which a file is small.
 pub const BLOCK_BYTES_LEAST: u64 = if IS_FUZZED { 2 * 1024 } else { 256 * 1024 };
+/// What is read of it at once to compare it: larger pieces are no faster.
+pub const READ_BYTES: usize = 64 * KIB;
 /// Blocks a file has at most: their CRCs fit 1 MiB.
 pub const BLOCKS_MAX: u64 = 262_144;
 /// Ranges asked for again and not yet received.
@@ -218,6 +228,9 @@ pub const RUN_REMEMBERED: Duration = Duration::from_secs(600);
 pub const LISTEN_BACKLOG: i32 = 4096;
 /// A thread's stack: the deepest call chain needs a quarter of it.
 pub const THREAD_STACK_BYTES: usize = 128 * KIB;
+/// What a connection may hold beside [`Config::max_memory`]: half a frame of 64 KiB, a text of as much that nobody reads, a listing of
+/// 1,024 entries on its way to who does not read it, the touched part of its threads' stacks, and its books.
+pub const CONNECTION_BYTES_MAX: usize = 512 * KIB;
 /// The read buffer of a connection: heads and texts; what is larger is read straight into its own place.
 pub const READ_BUFFER_BYTES: usize = 4 * KIB;
 
@@ -292,7 +305,10 @@ pub struct Config {
     pub max_file: u64,
     /// What a transfer leaves free on the file system, in bytes.
     pub min_free: u64,
-    /// All transfer buffers and queues, in bytes; 2 MiB at least.
+    /// All transfer buffers and queues, in bytes; 2 MiB at least. A quarter is for data that was received and is not written, half for
+    /// texts on their way out, the rest for offers and chunks, of which each newcomer is granted fewer. Beside it a process holds its
+    /// program and at most [`CONNECTION_BYTES_MAX`] for each connection, which only those take that do not read or do not end what
+    /// they begin; an idle one takes some 30 KiB.
     pub max_memory: usize,
     /// A server: connections at once; fewer where the process may not have [`descriptors_for`] them, or not as many threads.
     /// [`Server::max_clients`](crate::Server::max_clients) tells.

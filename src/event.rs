@@ -190,6 +190,7 @@ struct Queue {
     events: VecDeque<Event>,
     /// Bytes of the texts that wait.
     text_bytes: usize,
+    texts: usize,
     text_bytes_max: usize,
     closed: bool,
 }
@@ -197,7 +198,7 @@ struct Queue {
 impl Events {
     /// A queue whose texts may hold `text_bytes_max`.
     pub(crate) fn new(text_bytes_max: usize) -> Events {
-        let queue = Queue { events: VecDeque::new(), text_bytes: 0, text_bytes_max, closed: false };
+        let queue = Queue { events: VecDeque::new(), text_bytes: 0, texts: 0, text_bytes_max, closed: false };
         Events { shared: Arc::new(Shared { queue: Mutex::new(queue), wake: Condvar::new(), room: Condvar::new() }) }
     }
 
@@ -218,13 +219,15 @@ impl Events {
         }
         if let Event::Text(text) = &event {
             queue.text_bytes += text.text.len();
+            queue.texts += 1;
         }
         queue.events.push_back(event);
         drop(queue);
         self.shared.wake.notify_one();
     }
 
-    /// As [`Events::push`], but waits while too much waits to be taken: for a disk thread, which by that slows its peer down.
+    /// As [`Events::push`], but waits while too much waits to be taken: for a connection's own threads, which by that slow down
+    /// the peer that brings so much.
     pub(crate) fn push_when_there_is_room(&self, event: Event) {
         let is_full = |queue: &mut Queue| queue.events.len() >= EVENTS_MAX && !queue.closed;
         let queue = self.shared.queue.take();
@@ -235,7 +238,7 @@ impl Events {
     /// Whether a text of `bytes` has room; one always has when none waits.
     pub(crate) fn has_room_for_text(&self, bytes: usize) -> bool {
         let queue = self.shared.queue.take();
-        queue.text_bytes == 0 || queue.text_bytes + bytes <= queue.text_bytes_max
+        queue.texts == 0 || (queue.texts < EVENTS_MAX && queue.text_bytes + bytes <= queue.text_bytes_max)
     }
 
     /// Takes the next event; waits for it at most `timeout`, or for ever. `None`: closed, and nothing is left.
@@ -252,6 +255,7 @@ impl Events {
                 }
                 if let Event::Text(text) = &event {
                     queue.text_bytes -= text.text.len();
+                    queue.texts -= 1;
                 }
                 return Ok(Some(event));
             }

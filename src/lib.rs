@@ -67,7 +67,9 @@
 //! - The reader never waits for a disk or another thread. Disk work has a thread per connection, on demand; a slow disk
 //!   withholds acknowledgements and never holds up a text.
 //! - The order of sending is control, texts, one chunk. Acknowledgements are state until the turn is taken.
-//! - A receiver never holds more than the credit it gave; all credit comes out of one budget.
+//! - A receiver never holds more than the credit it gave; all credit comes out of one budget. What a peer can make a process hold
+//!   in all is said at [`Config::max_memory`].
+//! - What is not read is not made: an answer waits until the last one is on its way, and who reads nothing for 30 s is cut off.
 //! - A file is acknowledged after data, name and directory are synced, in that order. What a failed sync touched is removed.
 //! - What a server carries for others is stored first, in a spool of its own, and then sent as any file is: two transfers, each with
 //!   its receipt, that know nothing of each other (`hub::relay`).

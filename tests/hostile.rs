@@ -160,7 +160,10 @@ fn cases() -> Vec<(String, Vec<u8>, Answer)> {
     case("4,096 unanswered offers", bytes(&most), Answer::Nothing);
     // Four have a place and are answered.
     let many: Vec<Message> = (1..=4102).map(|number| Message::Offer(offer(number, 700_000, b"x"))).collect();
-    case("4,097 unanswered offers and more", bytes(&many), VIOLATION);
+    case("4,097 open offers and more", bytes(&many), VIOLATION);
+    let long = vec!["d".repeat(255); 64].join("/");
+    let long: Vec<Message> = (1..=80).map(|number| Message::Offer(offer(number, 700_000, long.as_bytes()))).collect();
+    case("80 open offers with the longest path", bytes(&long), VIOLATION);
     // Data. A small file is answered with SEND; what follows need not wait for it.
     let small = || Message::Offer(offer(1, 10, b"small"));
     let large = || Message::Offer(Offer { content_crc: 0, ..offer(1, 700_000, b"large") });

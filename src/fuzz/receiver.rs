@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::Bytes;
-use crate::config::{block_bytes, Config, IfExists, BLOCK_BYTES_LEAST, CREDIT_BYTES_LEAST, REPAIRS_MAX};
+use crate::config::{block_bytes, Config, IfExists, BLOCK_BYTES_LEAST, CREDIT_BYTES_LEAST, OFFERS_MAX, REPAIRS_MAX};
 use crate::error::Error;
 use crate::name::SafePath;
 use crate::storage::Store;
@@ -286,6 +286,8 @@ impl<'a> Receiver<'a> {
             pipe: None,
             budget: Arc::clone(&self.budget),
             takes_offers: true,
+            offers_max: OFFERS_MAX,
+            chunk_bytes_max: u32::MAX,
             relaying: None,
             requests: Arc::new(Requests::new(Arc::default(), |_| ())),
             holders: Arc::clone(&self.holders),

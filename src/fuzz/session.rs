@@ -18,7 +18,9 @@ use crate::config::{CREDIT_BYTES_LEAST, OFFERS_MAX, REQUESTS_MAX};
 use crate::conn::Conn;
 use crate::error::{Goodbye, Refusal};
 use crate::name::{Nickname, SafePath};
-use crate::session::{greet_as_server, Handled, Mailbox, MailboxContext, Owner, Session, SessionContext, TextReport};
+use crate::session::{
+    greet_as_server, Handled, Mailbox, MailboxContext, Outbox, Owner, Session, SessionContext, TextReport,
+};
 use crate::storage::Top;
 use crate::transfer::{Budget, InboundContext, Pace, Report};
 use crate::wire::{
@@ -88,6 +90,8 @@ fn run(place: &Place, shared: &Path, mut bytes: Bytes) {
             pipe: None,
             budget: budget_there,
             takes_offers: true,
+            offers_max: OFFERS_MAX,
+            chunk_bytes_max: u32::MAX,
             requests,
             relaying: None,
             holders,
@@ -127,7 +131,8 @@ fn mailbox(shared: &Path) -> (Arc<Mailbox>, Arc<Mutex<BTreeSet<u32>>>) {
     let (ended, texts) = (Arc::<Mutex<BTreeSet<u32>>>::default(), Mutex::new(BTreeSet::new()));
     let hears = Arc::clone(&ended);
     let top = Top::open(shared).unwrap();
-    let context = MailboxContext { ids: Arc::default(), pace: Arc::new(Pace::new(None)), share: Some(Arc::new(top)) };
+    let (pace, outbox) = (Arc::new(Pace::new(None)), Arc::new(Outbox::new(usize::MAX)));
+    let context = MailboxContext { ids: Arc::default(), pace, outbox, share: Some(Arc::new(top)) };
     let text_report = move |report| {
         let (TextReport::Delivered { sequence } | TextReport::Refused { sequence, .. }) = report;
         assert!(texts.take().insert(sequence) && sequence <= TEXTS, "a text ends twice");
@@ -148,7 +153,7 @@ fn mailbox(shared: &Path) -> (Arc<Mailbox>, Arc<Mutex<BTreeSet<u32>>>) {
         let (run, leave, to_room, text) = (RunId([7; 16]), false, false, "hello".repeat(40));
         let text = Text { run, sequence, from: None, to: None, leave, to_room, text };
         let frame: Arc<[u8]> = encode(&Message::Text(text)).into();
-        mailbox.texts.push(&frame, 200, Some(sequence)).unwrap();
+        mailbox.texts.push(&frame, 200, Some(sequence), 1).unwrap();
     }
     (mailbox, ended)
 }

@@ -17,8 +17,8 @@ pub(crate) use seen::Seen;
 
 use crate::capacity::Capacity;
 use crate::config::{
-    Config, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, HOLDER_SILENCE_MAX, OFFERS_MAX, REFUSED_TIMEOUT, RUNS_REMEMBERED,
-    RUN_REMEMBERED, TEXT_BYTES_MAX, TEXT_WINDOW_BYTES,
+    Config, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, HOLDER_SILENCE_MAX, OFFERS_LEAST, OFFERS_MAX, OFFER_BYTES,
+    REFUSED_TIMEOUT, RUNS_REMEMBERED, RUN_REMEMBERED, TEXT_BYTES_MAX, TEXT_WINDOW_BYTES,
 };
 use crate::conn::Conn;
 use crate::error::{Error, Goodbye, Refusal, Result};
@@ -26,7 +26,7 @@ use crate::event::{Event, Events, PeerInfo};
 use crate::key::fill_random;
 use crate::name::{Nickname, SafeName, SafePath};
 use crate::session::{
-    greet_as_server, refuse, welcome, FrameReader, Handled, Mailbox, MailboxContext, MakeInbound, Session,
+    greet_as_server, refuse, welcome, FrameReader, Handled, Mailbox, MailboxContext, MakeInbound, Outbox, Session,
     SessionContext,
 };
 use crate::storage::{Named, Pipe, Store, Top};
@@ -48,6 +48,7 @@ pub(crate) struct Hub {
     holders: Arc<Holders>,
     ids: Arc<TransferIds>,
     pace: Arc<Pace>,
+    outbox: Arc<Outbox>,
     share: Option<Arc<Top>>,
     relay: Arc<Relay>,
     state: Mutex<State>,
@@ -92,6 +93,7 @@ impl Hub {
             holders: Arc::default(),
             ids: Arc::default(),
             pace: Arc::new(Pace::new(config.limit_rate)),
+            outbox: Arc::new(Outbox::new(config.max_memory / 2)),
             share: config.share.as_deref().map(Top::open).transpose()?.map(Arc::new),
             relay: Arc::new(Relay::new(&config)?),
             state: Mutex::default(),
@@ -138,10 +140,13 @@ impl Hub {
         self.forget_stranger(conn.peer_addr().ip());
         let (session, reader, info) = match greeted {
             Ok(greeted) => greeted,
-            Err(error) => return self.events.push(Event::StrangerRefused { address: conn.peer_addr(), error }),
+            Err(error) => {
+                let refused = Event::StrangerRefused { address: conn.peer_addr(), error };
+                return self.events.push_when_there_is_room(refused);
+            }
         };
         let run = session.peer().run;
-        self.events.push(Event::PeerConnected { peer: info.clone() });
+        self.events.push_when_there_is_room(Event::PeerConnected { peer: info.clone() });
         self.introduce(&info, &session);
         if info.in_room {
             self.relay.arrive(self, &info.nickname, session.mailbox());
@@ -160,7 +165,7 @@ impl Hub {
         if let Some(wished) = &peer.nickname {
             self.end_if_dead(wished, peer.run);
         }
-        let (session, info, replaced) = {
+        let (session, info, replaced, me) = {
             let mut state = self.state.take();
             if state.stopping {
                 return Err(Error::Refused(Refusal::Stopping));
@@ -194,20 +199,20 @@ impl Hub {
                 mailbox: Arc::clone(&mailbox),
             };
             let owner = Arc::new(owner);
-            let inbound = self.inbound(called.clone(), address, peer.run, &mailbox);
+            let me = self.introduction(state.members.len() + 1);
+            let inbound = self.inbound(called.clone(), address, peer.run, &mailbox, &me);
             let context = SessionContext { mailbox, owner, inbound };
             let session = Session::new(Arc::clone(conn), peer, context);
             state.members.insert(info.id, Member { info: info.clone(), called, session: Arc::clone(&session) });
             if state.pending.len() < RUNS_REMEMBERED {
                 state.pending.push_back(info.clone());
             }
-            (session, info, replaced)
+            (session, info, replaced, me)
         };
         if let Some(old) = replaced {
             old.session.end();
         }
         self.changed.notify_all();
-        let me = self.introduction();
         if let Err(error) = welcome(conn, &me, &info.nickname, self.config.key.as_ref()) {
             self.state.take().members.remove(&info.id);
             return Err(error);
@@ -220,7 +225,7 @@ impl Hub {
         if !info.in_room {
             return;
         }
-        self.events.push(Event::Joined(info.nickname.clone()));
+        self.events.push_when_there_is_room(Event::Joined(info.nickname.clone()));
         for member in self.room_but(info.id) {
             member.session.announce(Presence::Joined(info.nickname.clone()));
             session.announce(Presence::Joined(member.info.nickname.clone()));
@@ -231,6 +236,8 @@ impl Hub {
     fn part(&self, id: u32, run: RunId, result: Result<Goodbye>) {
         let error = result.err();
         let mut over = Vec::new();
+        // Dropped below, without the lock.
+        let mut forgotten = Vec::new();
         let member = {
             let mut state = self.state.take();
             let member = state.members.remove(&id);
@@ -241,11 +248,21 @@ impl Hub {
             if let (Some(member), Some(_)) = (&member, &error) {
                 if state.parked.len() < RUNS_REMEMBERED {
                     let (mailbox, called) = (Arc::clone(member.session.mailbox()), member.called.clone());
+                    mailbox.texts.keep_alone();
                     state.parked.insert(run, Parked { mailbox, called, since: Instant::now() });
                 }
             }
+            // Whoever is away longest goes before those who are here are cut short.
+            let mut freed = 0;
+            while self.outbox.is_short(freed) {
+                let oldest = state.parked.iter().min_by_key(|(_, parked)| parked.since).map(|(run, _)| *run);
+                let Some(parked) = oldest.and_then(|run| state.parked.remove(&run)) else { break };
+                freed += parked.mailbox.texts.cost();
+                forgotten.push(parked);
+            }
             member
         };
+        drop(forgotten);
         // Without a member a newer connection of the run took over: for the room nothing happened.
         let Some(Member { info, session, .. }) = member else { return self.changed.notify_all() };
         if error.is_none() {
@@ -256,12 +273,12 @@ impl Hub {
         over.into_iter().for_each(|run| self.relay.forget_run(run));
         self.relay.depart(session.mailbox());
         if info.in_room {
-            self.events.push(Event::Left(info.nickname.clone()));
+            self.events.push_when_there_is_room(Event::Left(info.nickname.clone()));
             for member in self.room_but(id) {
                 member.session.announce(Presence::Left(info.nickname.clone()));
             }
         }
-        self.events.push(Event::PeerDisconnected { peer: info, error });
+        self.events.push_when_there_is_room(Event::PeerDisconnected { peer: info, error });
         // Whoever waits for the last peer to leave closes the events.
         self.changed.notify_all();
     }
@@ -379,7 +396,7 @@ impl Hub {
             for member in self.room_but(id) {
                 member.session.announce(Presence::Renamed { from: from.clone(), to: to.clone() });
             }
-            self.events.push(Event::Renamed { from, to });
+            self.events.push_when_there_is_room(Event::Renamed { from, to });
         }
     }
 
@@ -488,8 +505,9 @@ impl Hub {
         drop(self.changed.wait_timeout_while(self.state.take(), REFUSED_TIMEOUT, is_there));
     }
 
-    fn introduction(&self) -> wire::Peer {
-        let peer = introduction(self.run, &self.config, self.store.is_some() || self.pipe.is_some());
+    /// What the latest of so many members is told: as they multiply, what each may have under way shrinks.
+    fn introduction(&self, members: usize) -> wire::Peer {
+        let peer = introduction(self.run, &self.config, self.store.is_some() || self.pipe.is_some(), members);
         wire::Peer { relays: self.config.relay, in_room: false, ..peer }
     }
 
@@ -513,8 +531,12 @@ impl Hub {
                 hub.events.push(Event::from(answer));
             }
         };
-        let context =
-            MailboxContext { ids: Arc::clone(&self.ids), pace: Arc::clone(&self.pace), share: self.share.clone() };
+        let context = MailboxContext {
+            ids: Arc::clone(&self.ids),
+            pace: Arc::clone(&self.pace),
+            outbox: Arc::clone(&self.outbox),
+            share: self.share.clone(),
+        };
         Arc::new(Mailbox::new(context, text_report, file_report, answers))
     }
 
@@ -525,7 +547,9 @@ impl Hub {
         address: SocketAddr,
         run: RunId,
         mailbox: &Arc<Mailbox>,
+        me: &wire::Peer,
     ) -> MakeInbound {
+        let (offers_max, chunk_bytes_max) = (me.offers, me.chunk_bytes);
         let hub = Arc::clone(self);
         let (requests, mailbox) = (Arc::clone(&mailbox.requests), Arc::clone(mailbox));
         Box::new(move |hooks| {
@@ -537,6 +561,8 @@ impl Hub {
                 requests,
                 relaying: Some(Arc::new(MemberRelaying { hub: Arc::downgrade(&hub), run, mailbox })),
                 budget: Arc::clone(&hub.budget),
+                offers_max,
+                chunk_bytes_max,
                 holders: Arc::clone(&hub.holders),
                 pulse: hooks.pulse,
                 report: Arc::new(move |report| {
@@ -580,7 +606,7 @@ fn deliver(receivers: &[Member], text: wire::Text, sequence: Option<u64>) {
     let (frame, tail_bytes) = encode_text(text);
     for member in receivers {
         let mailbox = member.session.mailbox();
-        if mailbox.texts.push(&frame, tail_bytes, sequence).is_err() {
+        if mailbox.texts.push(&frame, tail_bytes, sequence, receivers.len()).is_err() {
             member.session.end();
         }
         mailbox.wake();
@@ -596,9 +622,11 @@ pub(crate) fn encode_text(text: wire::Text) -> (Arc<[u8]>, usize) {
     (frame.into(), tail_bytes)
 }
 
-/// What a peer is told of a process that has this configuration.
-pub(crate) fn introduction(run: RunId, config: &Config, takes_files: bool) -> wire::Peer {
+/// What a peer is told of a process that has this configuration and so many peers with it.
+pub(crate) fn introduction(run: RunId, config: &Config, takes_files: bool, peers: usize) -> wire::Peer {
     let limit = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+    let memory = config.max_memory / 4;
+    let chunk_bytes_max = (config.max_memory / 32).clamp(CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX);
     wire::Peer {
         run,
         in_room: config.join_room,
@@ -606,15 +634,15 @@ pub(crate) fn introduction(run: RunId, config: &Config, takes_files: bool) -> wi
         relays: false,
         text_bytes: limit(TEXT_BYTES_MAX),
         text_window_bytes: limit(TEXT_WINDOW_BYTES.min(config.read_buffer_bytes)),
-        chunk_bytes: limit((config.max_memory / 32).clamp(CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX)),
-        offers: OFFERS_MAX,
+        chunk_bytes: limit((memory / peers.max(1)).clamp(CHUNK_BYTES_LEAST, chunk_bytes_max)),
+        offers: limit(memory / OFFER_BYTES / peers.max(1)).clamp(OFFERS_LEAST, OFFERS_MAX),
         nickname: config.nick.clone(),
     }
 }
 
-/// The part of `max_memory` that received data may hold; the rest is for texts, sending and heads.
+/// The part of `max_memory` that received data may hold; half is for texts on their way out, the rest for offers and chunks.
 pub(crate) fn receive_budget(config: &Config) -> u64 {
-    u64::try_from(config.max_memory / 2).unwrap_or(u64::MAX)
+    u64::try_from(config.max_memory / 4).unwrap_or(u64::MAX)
 }
 
 /// 16 random bytes.

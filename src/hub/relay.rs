@@ -477,7 +477,7 @@ impl Relay {
                 Deed::Say(mailbox, text, sequence) => {
                     let (frame, tail_bytes) = encode_text(text);
                     // What has no room now is said when its receiver comes again.
-                    let _ = mailbox.texts.push(&frame, tail_bytes, Some(sequence));
+                    let _ = mailbox.texts.push(&frame, tail_bytes, Some(sequence), 1);
                     mailbox.wake();
                 }
                 Deed::Withdraw(mailbox, id) => mailbox.files.withdraw(id),

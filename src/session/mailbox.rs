@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
+use super::outbox::Outbox;
 use super::texts::Texts;
 use crate::error::Refusal;
 use crate::storage::Top;
@@ -21,6 +22,7 @@ pub(crate) enum TextReport {
 pub(crate) struct MailboxContext {
     pub(crate) ids: Arc<TransferIds>,
     pub(crate) pace: Arc<Pace>,
+    pub(crate) outbox: Arc<Outbox>,
     /// The directory that the other side may list and get.
     pub(crate) share: Option<Arc<Top>>,
 }
@@ -56,7 +58,7 @@ impl Mailbox {
         let ids = Arc::clone(&context.ids);
         let files = Arc::new(Outbound::new(context.ids, context.pace, report));
         Mailbox {
-            texts: Texts::new(text_report),
+            texts: Texts::new(context.outbox, text_report),
             sharing: Sharing::new(context.share, &files),
             files,
             requests: Arc::new(Requests::new(ids, answer)),

@@ -6,6 +6,7 @@
 
 mod hello;
 mod mailbox;
+mod outbox;
 mod reader;
 mod texts;
 mod turn;
@@ -17,11 +18,12 @@ use std::time::{Duration, Instant};
 
 pub(crate) use hello::{greet_as_client, greet_as_server, refuse, refuse_at_once, welcome};
 pub(crate) use mailbox::{Mailbox, MailboxContext, TextReport};
+pub(crate) use outbox::Outbox;
 pub(crate) use reader::FrameReader;
 
 use crate::config::{
     CLOSE_TIMEOUT, FRAME_BYTES_PER_SECOND, FRAME_PROGRESS, HOLDER_LOOK, NICKNAME_BYTES_MAX, PING_AFTER, SILENCE_MAX,
-    TEXT_WINDOW_BYTES,
+    TEXTS_MAX, TEXT_WINDOW_BYTES,
 };
 use crate::conn::Conn;
 use crate::error::{Error, Goodbye, Refusal, Result};
@@ -228,6 +230,7 @@ impl Session {
         let mut goodbye = None;
         let mut closes_at = None;
         loop {
+            reader.set_chunk_bytes_max(self.inbound.chunk_bytes_max());
             // Acknowledgements and answers go out together, once all that came is taken in.
             match reader.buffered_frame()? {
                 Some(_) if !self.mailbox.is_current(epoch) => return Err(Error::Goodbye(Goodbye::Replaced)),
@@ -384,7 +387,9 @@ impl Session {
     fn text(self: &Arc<Self>, text: wire::Text) -> Result<()> {
         let bytes = text.text.len();
         let number = self.turn.take().text_arrived(bytes);
-        if self.turn.take().unhandled_bytes() > TEXT_WINDOW_BYTES + wire_slack() + bytes {
+        let (unacknowledged_bytes, unacknowledged) = self.turn.take().unacknowledged();
+        let texts_max = u64::try_from(TEXTS_MAX).unwrap_or(u64::MAX);
+        if unacknowledged_bytes > TEXT_WINDOW_BYTES + wire_slack() + bytes || unacknowledged > texts_max {
             return Err(Error::violation("4.5", "more unacknowledged texts than the window allows"));
         }
         let this = Weak::clone(&self.this);

@@ -77,6 +77,11 @@ impl FrameReader {
         self.start == self.end && self.decoder.is_between_frames()
     }
 
+    /// Takes no longer chunk than this: it is refused before anything is reserved for it.
+    pub(crate) fn set_chunk_bytes_max(&mut self, bytes: usize) {
+        self.decoder.set_chunk_bytes_max(bytes);
+    }
+
     /// All bytes read.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes

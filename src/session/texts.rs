@@ -5,7 +5,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::mailbox::TextReport;
-use crate::config::{OUTBOX_BYTES_MAX, OUTBOX_BYTES_SLOW, OUTBOX_SLOW_AFTER};
+use super::outbox::Outbox;
+use crate::config::{OUTBOX_BYTES_MAX, OUTBOX_BYTES_SLOW, OUTBOX_SLOW_AFTER, TEXTS_MAX};
 use crate::error::{Error, Refusal, Result};
 use crate::worker::Lock;
 
@@ -16,6 +17,7 @@ pub(crate) struct TooSlow;
 /// See the module.
 pub(crate) struct Texts {
     state: Mutex<State>,
+    outbox: Arc<Outbox>,
     /// Wakes who waits for room.
     room: Condvar,
     report: Box<dyn Fn(TextReport) + Send + Sync>,
@@ -25,6 +27,8 @@ pub(crate) struct Texts {
 struct State {
     queue: VecDeque<Entry>,
     queued_bytes: usize,
+    /// What of the outboxes' memory the queue takes.
+    cost: usize,
     /// How many of the queue's first texts were sent on this connection, and their tails' bytes.
     sent: usize,
     sent_bytes: usize,
@@ -43,14 +47,32 @@ struct Entry {
     tail_bytes: usize,
     /// The sequence of a text of ours that the application wants to hear of.
     sequence: Option<u64>,
+    /// What of the outboxes' memory it takes.
+    cost: usize,
+}
+
+impl State {
+    /// PROTOCOL 4.5.
+    fn may_send(&self, tail_bytes: usize) -> bool {
+        self.sent == 0 || (self.sent < TEXTS_MAX && self.sent_bytes + tail_bytes <= self.window_bytes)
+    }
+}
+
+/// What a queued text costs beside its frame.
+const ENTRY_BYTES: usize = 64;
+
+impl Drop for Texts {
+    fn drop(&mut self) {
+        self.outbox.give_back(self.state.take().cost);
+    }
 }
 
 impl Texts {
-    pub(super) fn new(report: impl Fn(TextReport) + Send + Sync + 'static) -> Texts {
-        Texts { state: Mutex::default(), room: Condvar::new(), report: Box::new(report) }
+    pub(super) fn new(outbox: Arc<Outbox>, report: impl Fn(TextReport) + Send + Sync + 'static) -> Texts {
+        Texts { state: Mutex::default(), outbox, room: Condvar::new(), report: Box::new(report) }
     }
 
-    /// Queues a text's frame, which all its receivers share.
+    /// Queues a text's frame, which so many `receivers` share.
     ///
     /// # Errors
     /// [`TooSlow`] when too much waits, or waits for too long; the text is not queued.
@@ -59,8 +81,9 @@ impl Texts {
         frame: &Arc<[u8]>,
         tail_bytes: usize,
         sequence: Option<u64>,
+        receivers: usize,
     ) -> std::result::Result<(), TooSlow> {
-        self.push_at(Instant::now(), frame, tail_bytes, sequence)
+        self.push_at(Instant::now(), frame, tail_bytes, sequence, receivers)
     }
 
     fn push_at(
@@ -69,6 +92,7 @@ impl Texts {
         frame: &Arc<[u8]>,
         tail_bytes: usize,
         sequence: Option<u64>,
+        receivers: usize,
     ) -> std::result::Result<(), TooSlow> {
         let mut state = self.state.take();
         if state.queued_bytes + frame.len() > OUTBOX_BYTES_MAX {
@@ -80,8 +104,13 @@ impl Texts {
                 return Err(TooSlow);
             }
         }
+        let cost = ENTRY_BYTES + frame.len() / receivers.max(1);
+        if !self.outbox.take(cost, state.cost) {
+            return Err(TooSlow);
+        }
+        state.cost += cost;
         state.queued_bytes += frame.len();
-        state.queue.push_back(Entry { frame: Arc::clone(frame), tail_bytes, sequence });
+        state.queue.push_back(Entry { frame: Arc::clone(frame), tail_bytes, sequence, cost });
         Ok(())
     }
 
@@ -97,6 +126,22 @@ impl Texts {
         } else {
             Ok(())
         }
+    }
+
+    /// Nobody reads them for a while: the others who had them too may be done with them.
+    pub(crate) fn keep_alone(&self) {
+        let state = &mut *self.state.take();
+        for entry in &mut state.queue {
+            let more = (ENTRY_BYTES + entry.frame.len()).saturating_sub(entry.cost);
+            entry.cost += more;
+            state.cost += more;
+            self.outbox.add(more);
+        }
+    }
+
+    /// What it takes of the outboxes' memory.
+    pub(crate) fn cost(&self) -> usize {
+        self.state.take().cost
     }
 
     /// Nobody will take the texts any more.
@@ -122,7 +167,7 @@ impl Texts {
         let state = &mut *self.state.take();
         while out.len() < ENOUGH_BYTES && state.attached {
             let Some(entry) = state.queue.get(state.sent) else { break };
-            if state.sent > 0 && state.sent_bytes + entry.tail_bytes > state.window_bytes {
+            if !state.may_send(entry.tail_bytes) {
                 break;
             }
             state.sent += 1;
@@ -146,6 +191,8 @@ impl Texts {
                 state.sent -= 1;
                 state.sent_bytes -= entry.tail_bytes;
                 state.queued_bytes -= entry.frame.len();
+                state.cost -= entry.cost;
+                self.outbox.give_back(entry.cost);
                 delivered.extend(entry.sequence);
             }
             if state.queued_bytes <= OUTBOX_BYTES_SLOW {
@@ -183,8 +230,7 @@ impl Texts {
     pub(super) fn has_work(&self) -> bool {
         let state = self.state.take();
         let next = state.queue.get(state.sent);
-        state.attached
-            && next.is_some_and(|next| state.sent == 0 || state.sent_bytes + next.tail_bytes <= state.window_bytes)
+        state.attached && next.is_some_and(|next| state.may_send(next.tail_bytes))
     }
 }
 
@@ -195,7 +241,7 @@ mod tests {
     use std::time::Duration;
 
     fn attached() -> Texts {
-        let texts = Texts::new(|_| ());
+        let texts = Texts::new(Arc::new(Outbox::new(usize::MAX)), |_| ());
         texts.attach(u32::try_from(TEXT_WINDOW_BYTES).unwrap());
         texts
     }
@@ -209,49 +255,49 @@ mod tests {
         let texts = attached();
         let now = Instant::now();
         let quarter = frame(OUTBOX_BYTES_MAX / 4);
-        (0..4).for_each(|_| texts.push_at(now, &quarter, quarter.len(), None).unwrap());
-        assert_eq!(texts.push_at(now, &frame(1), 1, None), Err(TooSlow));
+        (0..4).for_each(|_| texts.push_at(now, &quarter, quarter.len(), None, 1).unwrap());
+        assert_eq!(texts.push_at(now, &frame(1), 1, None, 1), Err(TooSlow));
         texts.take(&mut Vec::new());
         texts.on_ack(1).unwrap();
-        texts.push_at(now, &quarter, quarter.len(), None).unwrap();
-        assert_eq!(texts.push_at(now, &frame(1), 1, None), Err(TooSlow));
+        texts.push_at(now, &quarter, quarter.len(), None, 1).unwrap();
+        assert_eq!(texts.push_at(now, &frame(1), 1, None, 1), Err(TooSlow));
     }
 
     #[test]
     fn whoever_leaves_too_much_waiting_is_too_slow_after_a_while() {
         let texts = attached();
         let (now, one) = (Instant::now(), frame(1));
-        texts.push_at(now, &frame(OUTBOX_BYTES_SLOW), OUTBOX_BYTES_SLOW, None).unwrap();
+        texts.push_at(now, &frame(OUTBOX_BYTES_SLOW), OUTBOX_BYTES_SLOW, None, 1).unwrap();
         // So much may wait for ever.
         let day = Duration::from_secs(24 * 3600);
-        texts.push_at(now + day, &one, 1, None).unwrap();
+        texts.push_at(now + day, &one, 1, None, 1).unwrap();
         // A byte more may not.
         let since = now + 2 * day;
-        texts.push_at(since, &one, 1, None).unwrap();
-        texts.push_at(since + OUTBOX_SLOW_AFTER, &one, 1, None).unwrap();
+        texts.push_at(since, &one, 1, None, 1).unwrap();
+        texts.push_at(since + OUTBOX_SLOW_AFTER, &one, 1, None, 1).unwrap();
         let late = since + OUTBOX_SLOW_AFTER + Duration::from_millis(1);
-        assert_eq!(texts.push_at(late, &one, 1, None), Err(TooSlow));
+        assert_eq!(texts.push_at(late, &one, 1, None, 1), Err(TooSlow));
         // Nor does it count while there is no connection.
         texts.detach();
-        texts.push_at(late, &one, 1, None).unwrap();
+        texts.push_at(late, &one, 1, None, 1).unwrap();
         // What is acknowledged makes it quick again.
         texts.attach(u32::try_from(TEXT_WINDOW_BYTES).unwrap());
         texts.take(&mut Vec::new());
         texts.on_ack(1).unwrap();
-        texts.push_at(late, &one, 1, None).unwrap();
+        texts.push_at(late, &one, 1, None, 1).unwrap();
     }
 
     #[test]
     fn no_more_is_sent_unacknowledged_than_the_window_but_one_text_always_is() {
-        let texts = Texts::new(|_| ());
+        let texts = Texts::new(Arc::new(Outbox::new(usize::MAX)), |_| ());
         texts.attach(10);
         let sent = |texts: &Texts| {
             let mut out = Vec::new();
             texts.take(&mut out);
             out.len()
         };
-        texts.push(&frame(20), 20, None).unwrap();
-        (0..3).for_each(|_| texts.push(&frame(5), 5, None).unwrap());
+        texts.push(&frame(20), 20, None, 1).unwrap();
+        (0..3).for_each(|_| texts.push(&frame(5), 5, None, 1).unwrap());
         assert_eq!(sent(&texts), 20);
         assert_eq!(sent(&texts), 0);
         texts.on_ack(1).unwrap();

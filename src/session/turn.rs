@@ -119,8 +119,9 @@ impl Turn {
         }
     }
 
-    pub(super) fn unhandled_bytes(&self) -> usize {
-        self.unhandled_bytes
+    /// PROTOCOL 4.5: bytes of texts that are not handled, and texts whose acknowledgement was not said.
+    pub(super) fn unacknowledged(&self) -> (usize, u64) {
+        (self.unhandled_bytes, self.texts_arrived - self.texts_said)
     }
 
     pub(super) fn refuse_text(&mut self, number: u64, refusal: Refusal) {

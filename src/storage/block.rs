@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use crate::config::{block_bytes, CHUNK_BYTES_MAX};
+use crate::config::{block_bytes, READ_BYTES};
 
 /// The CRC of block `index` of a file of `size` bytes (PROTOCOL 5.3); the last may be short. `buffer` is scratch.
 pub(super) fn block_crc(file: &File, size: u64, index: u64, buffer: &mut Vec<u8>) -> io::Result<u32> {
@@ -18,12 +18,12 @@ pub(super) fn block_crc(file: &File, size: u64, index: u64, buffer: &mut Vec<u8>
 /// # Errors
 /// `UnexpectedEof` where the file is shorter, besides what reading says.
 pub(super) fn crc(file: &File, mut offset: u64, length: u64, buffer: &mut Vec<u8>) -> io::Result<u32> {
-    buffer.resize(CHUNK_BYTES_MAX, 0);
+    buffer.resize(READ_BYTES, 0);
     let mut hasher = crc32fast::Hasher::new();
     let end = offset + length;
     while offset < end {
         let left = usize::try_from(end - offset).unwrap_or(usize::MAX);
-        let (piece, _) = buffer.split_at_mut(left.min(CHUNK_BYTES_MAX));
+        let (piece, _) = buffer.split_at_mut(left.min(READ_BYTES));
         file.read_exact_at(piece, offset)?;
         hasher.update(piece);
         offset += u64::try_from(piece.len()).unwrap_or(u64::MAX);

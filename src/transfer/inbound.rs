@@ -29,6 +29,10 @@ pub(crate) struct InboundContext {
     /// Takes one file instead of the store.
     pub(crate) pipe: Option<Pipe>,
     pub(crate) budget: Arc<Budget>,
+    /// How many offers may be open, as the peer was told.
+    pub(crate) offers_max: u32,
+    /// The longest chunk, as the peer was told.
+    pub(crate) chunk_bytes_max: u32,
     /// Whether files are taken that were not asked for.
     pub(crate) takes_offers: bool,
     /// What was asked for.
@@ -134,7 +138,7 @@ enum Job {
 impl Inbound {
     pub(crate) fn new(context: InboundContext) -> Inbound {
         let inner = Arc::new(Inner {
-            ledger: Mutex::new(Ledger::new(Arc::clone(&context.budget), Arc::clone(&context.wake))),
+            ledger: Mutex::new(Ledger::new(Arc::clone(&context.budget), Arc::clone(&context.wake), context.offers_max)),
             relays: Mutex::default(),
             closed: AtomicBool::new(false),
             context,
@@ -179,7 +183,7 @@ impl Inbound {
     /// # Errors
     /// [`Error::Violation`], here and in the others.
     pub(crate) fn on_offer(&self, mut offer: Offer) -> Result<()> {
-        self.inner.ledger.take().offered(offer.transfer)?;
+        self.inner.ledger.take().offered(offer.transfer, offer.path.len())?;
         let why = match (offer.request, offer.relay) {
             (0, 0) => Why::Own,
             (request, 0) => {
@@ -203,6 +207,12 @@ impl Inbound {
             relays.pop_front();
         }
         relays.push_back(Arc::new(relay));
+    }
+
+    /// How long the next chunk may be: PEER's limit, within the credit (PROTOCOL 6.2).
+    pub(crate) fn chunk_bytes_max(&self) -> usize {
+        let room = self.inner.ledger.take().room();
+        usize::try_from(room.min(self.inner.context.chunk_bytes_max.into())).unwrap_or(usize::MAX)
     }
 
     /// PROTOCOL 6.1 and 6.2: data came.
@@ -240,7 +250,11 @@ impl Inbound {
 
     /// PROTOCOL 6.10.
     pub(crate) fn on_cancel(&self, number: u32) -> Result<()> {
-        self.inner.ledger.take().known(number)?;
+        {
+            let mut ledger = self.inner.ledger.take();
+            ledger.known(number)?;
+            ledger.is_over(number);
+        }
         self.post(Job::Cancel { number })
     }
 

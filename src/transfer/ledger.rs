@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::budget::Budget;
-use crate::config::{CREDIT_BYTES_LEAST, OFFERS_MAX};
+use crate::config::{CREDIT_BYTES_LEAST, OFFER_PATH_BYTES, OPEN_TRANSFERS_MAX, REPAIRS_MAX};
 use crate::error::{Error, Result};
 use crate::wire::{self, Message, Subject};
 
@@ -19,7 +19,10 @@ pub(super) struct Ledger {
     last_number: u32,
     /// Offered and not ended.
     open: BTreeSet<u32>,
-    unanswered: u32,
+    /// Offers whose end was not said yet, with the bytes of their paths, and these together.
+    standing: BTreeMap<u32, usize>,
+    standing_bytes: usize,
+    offers_max: usize,
     replies: VecDeque<Message>,
     /// Bytes of each transfer that were written or found damaged; ACK is due for those in `acks`.
     received: BTreeMap<u32, u64>,
@@ -43,13 +46,16 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    pub(super) fn new(budget: Arc<Budget>, wake: Arc<dyn Fn() + Send + Sync>) -> Ledger {
+    /// For a peer that was told that it may have `offers_max` offers open.
+    pub(super) fn new(budget: Arc<Budget>, wake: Arc<dyn Fn() + Send + Sync>, offers_max: u32) -> Ledger {
         Ledger {
             budget,
             wake,
             last_number: 0,
             open: BTreeSet::new(),
-            unanswered: 0,
+            standing: BTreeMap::new(),
+            standing_bytes: 0,
+            offers_max: usize::try_from(offers_max).unwrap_or(usize::MAX),
             replies: VecDeque::new(),
             received: BTreeMap::new(),
             acks: BTreeSet::new(),
@@ -66,17 +72,31 @@ impl Ledger {
     }
 
     /// PROTOCOL 5.1 and 5.4: an offer came.
-    pub(super) fn offered(&mut self, number: u32) -> Result<()> {
+    pub(super) fn offered(&mut self, number: u32, path_bytes: usize) -> Result<()> {
         if number <= self.last_number {
             return Err(Error::violation("5.1", "a transfer number used twice"));
         }
-        if self.unanswered >= OFFERS_MAX {
-            return Err(Error::violation("5.4", "too many unanswered offers"));
+        if self.standing.len() >= self.offers_max
+            || self.standing_bytes > self.offers_max.saturating_mul(OFFER_PATH_BYTES)
+            || self.replies.len() > self.replies_max()
+        {
+            return Err(Error::violation("5.4", "too many open offers"));
         }
         self.last_number = number;
-        self.unanswered += 1;
+        self.standing.insert(number, path_bytes);
+        self.standing_bytes += path_bytes;
         self.open.insert(number);
         Ok(())
+    }
+
+    /// Both sides know, or will before they hear anything else, that a transfer has ended: another may be offered.
+    pub(super) fn is_over(&mut self, number: u32) {
+        self.standing_bytes -= self.standing.remove(&number).unwrap_or(0);
+    }
+
+    /// Answers, repairs and ends that a peer which reads can be owed; one that cancels and does not read would be owed more.
+    fn replies_max(&self) -> usize {
+        2 * self.offers_max + OPEN_TRANSFERS_MAX * REPAIRS_MAX
     }
 
     /// PROTOCOL 5.1: the number was offered, whether it has ended or not.
@@ -97,8 +117,17 @@ impl Ledger {
         let open = self.open.contains(&number);
         if !open {
             self.consume(length);
+            // What is left of the credit for the next transfer may be used up by this.
+            self.starved |= self.in_budget;
+        } else if self.arrived > self.credit {
+            return Err(Error::violation("6.2", "more data than the credit allows"));
         }
         Ok(open)
+    }
+
+    /// PROTOCOL 6.2: how many bytes of data may still come.
+    pub(super) fn room(&self) -> u64 {
+        self.credit_highest.saturating_sub(self.arrived)
     }
 
     /// Chunk bytes are written, or found damaged: they are acknowledged, and give room.
@@ -112,13 +141,9 @@ impl Ledger {
 
     /// Something is to be said.
     pub(super) fn reply(&mut self, message: Message) {
-        let answers = match &message {
-            Message::Send { transfer, .. } => self.received.insert(*transfer, 0).is_none(),
-            Message::Receipt(wire::Receipt { transfer, .. })
-            | Message::Refused { subject: Subject::Transfer(transfer), .. } => !self.received.contains_key(transfer),
-            _ => false,
-        };
-        self.unanswered = self.unanswered.saturating_sub(u32::from(answers));
+        if let Message::Send { transfer, .. } = &message {
+            self.received.insert(*transfer, 0);
+        }
         self.replies.push_back(message);
     }
 
@@ -148,11 +173,19 @@ impl Ledger {
                 break;
             }
             let Some(mut message) = self.replies.pop_front() else { break };
-            if let Message::Send { transfer, credit, .. } = &mut message {
-                *credit = self.credit;
-                if self.received.contains_key(transfer) {
-                    self.sending.insert(*transfer);
+            match &mut message {
+                Message::Send { transfer, credit, .. } => {
+                    *credit = self.credit;
+                    if self.received.contains_key(transfer) {
+                        self.sending.insert(*transfer);
+                    }
                 }
+                Message::Receipt(wire::Receipt { transfer, .. })
+                | Message::Refused { subject: Subject::Transfer(transfer), .. } => {
+                    let number = *transfer;
+                    self.is_over(number);
+                }
+                _ => {}
             }
             message.encode(out);
         }
@@ -226,15 +259,15 @@ impl Drop for Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::WINDOW_BYTES_MAX;
+    use crate::config::{OFFERS_MAX, WINDOW_BYTES_MAX};
 
     fn ledger(budget: &Arc<Budget>) -> Ledger {
-        Ledger::new(Arc::clone(budget), Arc::new(|| ()))
+        Ledger::new(Arc::clone(budget), Arc::new(|| ()), OFFERS_MAX)
     }
 
     /// Opens a transfer; gives whether its SEND could go.
     fn open(ledger: &mut Ledger, number: u32) -> bool {
-        ledger.offered(number).unwrap();
+        ledger.offered(number, 1).unwrap();
         ledger.reply(Message::Send { transfer: number, have: 0, credit: 0 });
         let mut out = Vec::new();
         ledger.control(&mut out);
@@ -255,10 +288,10 @@ mod tests {
         let budget = Arc::new(Budget::new(WINDOW_BYTES_MAX, 1));
         let mut ledger = ledger(&budget);
         for number in 1..=OFFERS_MAX {
-            ledger.offered(number).unwrap();
+            ledger.offered(number, 1).unwrap();
         }
-        assert!(ledger.offered(OFFERS_MAX + 1).is_err());
-        assert!(ledger.offered(3).is_err());
+        assert!(ledger.offered(OFFERS_MAX + 1, 1).is_err());
+        assert!(ledger.offered(3, 1).is_err());
         assert!(ledger.known(0).is_err() && ledger.known(OFFERS_MAX + 1).is_err());
     }
 

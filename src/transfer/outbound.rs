@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::outgoing::{Content, Finishing, Offered, Opening, Outgoing, Phase, Purpose, Step};
@@ -13,14 +13,14 @@ use super::pace::Pace;
 use super::window::Window;
 use super::{Direction, Kind, Listed, Receipt, Report, TransferFailure, TransferId, TransferIds};
 use crate::config::{
-    block_bytes, BLOCK_BYTES_LEAST, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, OPEN_TRANSFERS_MAX, RELAYS_MAX,
-    RELAY_NICKNAMES_BYTES_MAX, REQUESTS_MAX, SUMS_PER_FRAME, TREE_STEP,
+    block_bytes, BLOCK_BYTES_LEAST, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, OFFER_PATH_BYTES, OPEN_TRANSFERS_MAX,
+    RELAYS_MAX, RELAY_NICKNAMES_BYTES_MAX, REQUESTS_MAX, SUMS_PER_FRAME, TREE_STEP,
 };
 use crate::error::{Error, Refusal, Result};
 use crate::name::SafePath;
 use crate::storage::{self, Found, Held, Named, Origin, Shared, Stream, Tree};
 use crate::wire::{self, seal_chunk, CancelReason, Message, Subject, CHUNK_HEAD_BYTES};
-use crate::worker::{spawn, Lock};
+use crate::worker::{Lock, Worker};
 
 /// See the module.
 pub(crate) struct Outbound {
@@ -28,6 +28,20 @@ pub(crate) struct Outbound {
     report: Box<dyn Fn(Report) + Send + Sync>,
     ids: Arc<TransferIds>,
     pace: Arc<Pace>,
+    /// What was ready is on its way, or its connection is gone.
+    drained: Condvar,
+    /// Reads what the other side holds already, one file at a time.
+    sums: OnceLock<Worker<Sums>>,
+}
+
+/// A file whose first blocks the other side holds.
+struct Sums {
+    epoch: u32,
+    number: u32,
+    id: TransferId,
+    origin: Origin,
+    offered: Offered,
+    have: u64,
 }
 
 struct State {
@@ -52,12 +66,13 @@ struct State {
 /// What belongs to one connection.
 struct Link {
     wake: Arc<dyn Fn() + Send + Sync>,
-    offers_max: u32,
+    offers_max: usize,
     chunk_bytes_max: u64,
     /// Transfer numbers of this connection (PROTOCOL 5.1).
     numbers: HashMap<u32, TransferId>,
     last_number: u32,
-    unanswered: u32,
+    /// Bytes of the offered paths of `numbers`.
+    path_bytes: usize,
     window: Window,
     pace: Arc<Pace>,
     sent: u64,
@@ -67,7 +82,7 @@ struct Link {
     /// The RELAYs that offers may name (PROTOCOL 11.1).
     relays: VecDeque<u32>,
     last_request: u32,
-    /// Requests of the other side that are not ended.
+    /// Requests of the other side whose end was not said yet.
     asked: BTreeMap<u32, Asked>,
 }
 
@@ -129,7 +144,8 @@ impl Outbound {
             link: None,
             epoch: 0,
         };
-        Outbound { state: Mutex::new(state), report: Box::new(report), ids, pace }
+        let report = Box::new(report);
+        Outbound { state: Mutex::new(state), report, ids, pace, drained: Condvar::new(), sums: OnceLock::new() }
     }
 
     /// Takes what a path leads to: a file, a tree or a stream, to be sent under `name`. Of a tree it gives the transfer of the
@@ -230,6 +246,11 @@ impl Outbound {
         };
     }
 
+    /// Whether the next request's answer is to be made: once the last one is on its way, on the connection that asked.
+    pub(crate) fn is_awaited(&self, epoch: u32) -> bool {
+        self.wait_until_drained(epoch)
+    }
+
     /// PROTOCOL 9.4: what was asked for is told.
     pub(crate) fn answer_list(&self, epoch: u32, number: u32, entries: &[Listed], more: bool) {
         let entries = entries.iter().map(|entry| {
@@ -242,13 +263,13 @@ impl Outbound {
             })
         });
         let ended = Message::Ended { request: number, more, left_out: 0, failed: 0 };
-        self.end_request(epoch, number, entries.chain([ended]));
+        self.put_ready(epoch, entries.chain([ended]));
     }
 
     /// PROTOCOL 9.2 and 9.4: it is not to be had.
     pub(crate) fn refuse_request(&self, epoch: u32, number: u32, refusal: Refusal) {
         let refused = Message::Refused { subject: Subject::Request(number), refusal };
-        self.end_request(epoch, number, [refused]);
+        self.put_ready(epoch, [refused]);
     }
 
     /// PROTOCOL 11.6: others are asked for what was asked here; its end comes with [`Outbound::handed_on`].
@@ -289,12 +310,11 @@ impl Outbound {
         }
     }
 
-    fn end_request(&self, epoch: u32, number: u32, messages: impl IntoIterator<Item = Message>) {
+    fn put_ready(&self, epoch: u32, messages: impl IntoIterator<Item = Message>) {
         {
             let mut state = self.state.take();
             let current = state.epoch == epoch;
             let Some(link) = state.link.as_mut().filter(|_| current) else { return };
-            link.asked.remove(&number);
             link.ready.extend(messages);
         }
         self.wake();
@@ -306,11 +326,11 @@ impl Outbound {
         state.epoch += 1;
         state.link = Some(Link {
             wake,
-            offers_max: peer.offers,
+            offers_max: usize::try_from(peer.offers).unwrap_or(usize::MAX),
             chunk_bytes_max: u64::from(peer.chunk_bytes),
             numbers: HashMap::new(),
             last_number: 0,
-            unanswered: 0,
+            path_bytes: 0,
             window: Window::new(),
             pace: Arc::clone(&self.pace),
             sent: 0,
@@ -326,6 +346,8 @@ impl Outbound {
             file.phase = Phase::Waiting;
         }
         state.line_up();
+        drop(state);
+        self.drained.notify_all();
     }
 
     /// The connection is gone.
@@ -333,6 +355,16 @@ impl Outbound {
         let mut state = self.state.take();
         state.link = None;
         state.forget_requested();
+        drop(state);
+        self.drained.notify_all();
+    }
+
+    /// Waits until what is ready is on its way, so that no more than one answer is ever kept; `false` when the connection is gone.
+    fn wait_until_drained(&self, epoch: u32) -> bool {
+        let is_current = |state: &State| state.epoch == epoch && state.link.is_some();
+        let waits = |state: &mut State| is_current(state) && state.link.iter().any(|link| !link.ready.is_empty());
+        let state = self.drained.wait_while(self.state.take(), waits).unwrap_or_else(PoisonError::into_inner);
+        is_current(&state)
     }
 
     /// Whether every file has its receipt or failed.
@@ -380,7 +412,15 @@ impl Outbound {
             let mut state = self.state.take();
             let Some(link) = &mut state.link else { return false };
             if let Some(message) = link.ready.pop_front() {
+                if let Message::Ended { request, .. } | Message::Refused { subject: Subject::Request(request), .. } =
+                    &message
+                {
+                    link.asked.remove(request);
+                }
                 message.encode(out);
+                if link.ready.is_empty() {
+                    self.drained.notify_all();
+                }
                 return true;
             }
             (state.pick(), state.epoch)
@@ -477,7 +517,7 @@ impl Outbound {
             link.say_relay(relay, out);
         }
         link.last_number += 1;
-        link.unanswered += 1;
+        link.path_bytes += file.name.len();
         link.numbers.insert(link.last_number, id);
         file.phase = Phase::Offered;
         file.number = link.last_number;
@@ -646,7 +686,6 @@ impl Outbound {
         let epoch = state.epoch;
         if let Some(link) = &mut state.link {
             link.credit = credit;
-            link.unanswered = link.unanswered.saturating_sub(1);
         }
         let is_large = |file: &Outgoing| !file.is_small() && !file.is_directory();
         let is_open = |file: &&Outgoing| is_large(file) && matches!(file.phase, Phase::Sending(_));
@@ -669,14 +708,20 @@ impl Outbound {
         state.sending.push_back(id);
         drop(state);
         if let (true, Content::File(origin)) = (have > 0, content) {
-            let this = Arc::clone(self);
-            let sums = move || {
-                if let Err(error) = this.send_sums(epoch, number, id, &origin, &offered, have) {
-                    this.fail(epoch, id, error);
-                    this.wake();
-                }
-            };
-            if let Err(error) = spawn("sums", sums) {
+            let this = Arc::downgrade(self);
+            let sums = self.sums.get_or_init(|| {
+                Worker::new("sums", 1, move |jobs: Vec<Sums>| {
+                    let Some(this) = this.upgrade() else { return };
+                    for job in jobs {
+                        let (epoch, id) = (job.epoch, job.id);
+                        if let Err(error) = this.send_sums(job) {
+                            this.fail(epoch, id, error);
+                            this.wake();
+                        }
+                    }
+                })
+            });
+            if let Err(error) = sums.push(Sums { epoch, number, id, origin, offered, have }) {
                 self.fail(epoch, id, Error::System { action: "start a thread", source: error });
             }
         }
@@ -684,15 +729,7 @@ impl Outbound {
     }
 
     /// PROTOCOL 6.5: reads the blocks that the receiver holds and tells their CRCs, beside the new data.
-    fn send_sums(
-        &self,
-        epoch: u32,
-        number: u32,
-        id: TransferId,
-        origin: &Origin,
-        offered: &Offered,
-        have: u64,
-    ) -> Result<()> {
+    fn send_sums(&self, Sums { epoch, number, id, origin, offered, have }: Sums) -> Result<()> {
         let source = origin.reopen(offered.size, offered.mtime.into())?;
         let block = block_bytes(offered.size);
         let blocks = have.div_ceil(block);
@@ -710,6 +747,9 @@ impl Outbound {
                 whole = super::combine_crc(whole, crc, block.min(have - index * block));
                 crcs.push(crc);
                 index += 1;
+            }
+            if !self.wait_until_drained(epoch) {
+                return Ok(());
             }
             let mut state = self.state.take();
             let current = state.epoch == epoch;
@@ -869,7 +909,6 @@ impl State {
         asked.open = asked.open.saturating_sub(1);
         if asked.open == 0 {
             let (left_out, failed) = (asked.left_out, asked.failed);
-            link.asked.remove(&request);
             link.ready.push_back(Message::Ended { request, more: false, left_out, failed });
         }
     }
@@ -946,7 +985,7 @@ impl State {
             || (!self.directories.is_empty() && self.is_down_to_directories());
         let length_max = link.length_max();
         !link.ready.is_empty()
-            || (has_offers && link.unanswered < link.offers_max)
+            || (has_offers && link.may_offer())
             || self.sending.iter().any(|id| self.files.get(id).is_some_and(|file| file.step(length_max).is_some()))
     }
 
@@ -955,7 +994,7 @@ impl State {
     fn pick(&mut self) -> Option<Work> {
         let link = self.link.as_ref()?;
         let length_max = link.length_max();
-        if link.unanswered < link.offers_max {
+        if link.may_offer() {
             while let Some(id) = self.waiting.pop_front() {
                 if let Some(file) = self.files.get(&id) {
                     return Some(Work::Offer { id, content: file.content.clone() });
@@ -1001,10 +1040,10 @@ impl Link {
     fn ended(&mut self, file: &Outgoing) {
         match &file.phase {
             Phase::Waiting | Phase::Relaying(_) => return,
-            Phase::Offered => self.unanswered = self.unanswered.saturating_sub(1),
+            Phase::Offered => {}
             Phase::Sending(sending) => self.window.acknowledged(sending.unacknowledged(), Instant::now()),
         }
-        self.numbers.remove(&file.number);
+        self.path_bytes -= self.numbers.remove(&file.number).map_or(0, |_| file.name.len());
     }
 
     /// PROTOCOL 11.1: says whom the next offer is for, unless the other side remembers.
@@ -1017,6 +1056,11 @@ impl Link {
         }
         self.relays.push_back(relay.relay);
         Message::Relay(relay.clone()).encode(out);
+    }
+
+    /// PROTOCOL 5.4.
+    fn may_offer(&self) -> bool {
+        self.numbers.len() < self.offers_max && self.path_bytes <= self.offers_max.saturating_mul(OFFER_PATH_BYTES)
     }
 
     /// How long a chunk may be now; 0 while the window or the credit is used up, or the pace wants a pause.

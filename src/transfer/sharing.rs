@@ -65,6 +65,9 @@ impl Sharing {
 
 fn answer(top: Option<&Arc<Top>>, files: &Weak<Outbound>, Job { epoch, number, what }: Job) {
     let (Some(top), Some(files)) = (top, files.upgrade()) else { return };
+    if !files.is_awaited(epoch) {
+        return;
+    }
     match what {
         What::Get(path) => {
             let path = SafePath::parse(&path).map_err(|_| Refusal::BadName);

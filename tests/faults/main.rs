@@ -15,6 +15,7 @@ mod attackers;
 mod bits;
 mod disk;
 mod kill;
+mod memory;
 mod mounts;
 mod network;
 mod power;
