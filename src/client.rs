@@ -562,7 +562,10 @@ impl Shared {
                 matches!(reason, Goodbye::Stopping | Goodbye::TooSlow | Goodbye::Done | Goodbye::Reconnect)
             }
             Error::Wire(wire) => wire.is_damage(),
-            Error::Refused(Refusal::Stopping | Refusal::Busy(_)) => self.config.retry != Retry::Default,
+            // Whoever was taken in once may have lost its place for a moment only.
+            Error::Refused(Refusal::Stopping | Refusal::Busy(_)) => {
+                was_connected || self.config.retry != Retry::Default
+            }
             _ => false,
         };
         passing
