@@ -81,6 +81,10 @@ pub const BLOCK_BYTES_LEAST: u64 = if IS_FUZZED { 2 * 1024 } else { 256 * 1024 }
 pub const READ_BYTES: usize = 64 * KIB;
 /// Blocks a file has at most: their CRCs fit 1 MiB.
 pub const BLOCKS_MAX: u64 = 262_144;
+/// Parts of a file with gaps between them: a line that loses so much at once is not a line.
+pub const PARTS_MAX: usize = 512;
+/// Chunks without acknowledgement that a sender has, however short; a receiver takes twice as many, for those of transfers that ended.
+pub const CHUNKS_MAX: usize = 4096;
 /// Ranges asked for again and not yet received.
 pub const REPAIRS_MAX: usize = 256;
 /// Damaged chunks of one transfer; a line that bad is not a line.

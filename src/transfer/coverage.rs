@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::combine_crc;
+use crate::config::PARTS_MAX;
 
 /// Verified parts of a file.
 #[derive(Default)]
@@ -47,6 +48,16 @@ impl Coverage {
     pub(crate) fn overlaps(&self, offset: u64, length: u64) -> bool {
         let Some(end) = offset.checked_add(length) else { return true };
         self.parts.range(..end).next_back().is_some_and(|(&start, &(held, _))| start + held > offset)
+    }
+
+    /// Whether there are more parts than an honest line leaves.
+    pub(crate) fn has_too_many_gaps(&self) -> bool {
+        self.parts.len() > PARTS_MAX
+    }
+
+    /// Whether half of the gaps are there.
+    pub(crate) fn is_half_full(&self) -> bool {
+        self.parts.len() >= PARTS_MAX / 2
     }
 
     /// Where the part that begins at `offset` ends.
@@ -99,6 +110,17 @@ mod tests {
         coverage.add(0, 10, 1).unwrap();
         coverage.add(20, 1, 1).unwrap();
         assert!(coverage.whole(21).is_some());
+    }
+
+    #[test]
+    fn gaps_are_counted_and_filling_one_makes_room() {
+        let mut coverage = Coverage::default();
+        (0..512).for_each(|part| coverage.add(2 * part, 1, 0).unwrap());
+        assert!(!coverage.has_too_many_gaps() && coverage.is_half_full());
+        coverage.add(2000, 1, 0).unwrap();
+        assert!(coverage.has_too_many_gaps());
+        coverage.add(1, 1, 0).unwrap();
+        assert!(!coverage.has_too_many_gaps());
     }
 
     #[test]

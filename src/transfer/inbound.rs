@@ -653,7 +653,9 @@ impl Inner {
                 for (index, crc) in blocks {
                     let (offset, length) = file.block_range(index);
                     match crc {
-                        Some(crc) if file.coverage.add(offset, length, crc).is_ok() => {}
+                        // Half of the gaps are left to what is damaged on its way; what is past them is sent again.
+                        Some(crc)
+                            if !file.coverage.is_half_full() && file.coverage.add(offset, length, crc).is_ok() => {}
                         _ => file.want(offset, length),
                     }
                 }

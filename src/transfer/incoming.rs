@@ -142,7 +142,11 @@ impl Incoming {
         let length = u64::try_from(chunk.data.len()).unwrap_or(u64::MAX);
         self.travelled += length;
         let added = self.coverage.add(chunk.offset, length, chunk.crc);
-        added.map_err(|_| Error::violation("6.1", "CHUNK over verified bytes"))
+        added.map_err(|_| Error::violation("6.1", "CHUNK over verified bytes"))?;
+        if self.coverage.has_too_many_gaps() {
+            return Err(Error::violation("6.6", "more gaps in a file than there may be"));
+        }
+        Ok(())
     }
 
     /// A part went into the pipe, or there was no room for what its gap keeps waiting.

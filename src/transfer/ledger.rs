@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::budget::Budget;
-use crate::config::{CREDIT_BYTES_LEAST, OFFER_PATH_BYTES, OPEN_TRANSFERS_MAX, REPAIRS_MAX};
+use crate::config::{CHUNKS_MAX, CREDIT_BYTES_LEAST, OFFER_PATH_BYTES, OPEN_TRANSFERS_MAX, REPAIRS_MAX};
 use crate::error::{Error, Result};
 use crate::wire::{self, Message, Subject};
 
@@ -29,6 +29,8 @@ pub(super) struct Ledger {
     acks: BTreeSet<u32>,
     /// Transfers whose SEND was said: no other can be acknowledged.
     sending: BTreeSet<u32>,
+    /// Chunks that wait for the disk thread.
+    chunks: usize,
     /// All chunk bytes that came.
     arrived: u64,
     /// Those that are written or thrown away.
@@ -60,6 +62,7 @@ impl Ledger {
             received: BTreeMap::new(),
             acks: BTreeSet::new(),
             sending: BTreeSet::new(),
+            chunks: 0,
             arrived: 0,
             consumed: 0,
             credit: 0,
@@ -121,6 +124,11 @@ impl Ledger {
             self.starved |= self.in_budget;
         } else if self.arrived > self.credit {
             return Err(Error::violation("6.2", "more data than the credit allows"));
+        } else {
+            self.chunks += 1;
+            if self.chunks > 2 * CHUNKS_MAX {
+                return Err(Error::violation("6.4", "more unacknowledged chunks than there may be"));
+            }
         }
         Ok(open)
     }
@@ -132,6 +140,7 @@ impl Ledger {
 
     /// Chunk bytes are written, or found damaged: they are acknowledged, and give room.
     pub(super) fn settled(&mut self, number: u32, length: u64) {
+        self.chunks = self.chunks.saturating_sub(1);
         if let Some(received) = self.received.get_mut(&number) {
             *received += length;
             self.acks.insert(number);
@@ -260,6 +269,7 @@ impl Drop for Ledger {
 mod tests {
     use super::*;
     use crate::config::{OFFERS_MAX, WINDOW_BYTES_MAX};
+    use crate::error::Refusal;
 
     fn ledger(budget: &Arc<Budget>) -> Ledger {
         Ledger::new(Arc::clone(budget), Arc::new(|| ()), OFFERS_MAX)
@@ -281,6 +291,47 @@ mod tests {
         assert!(open(&mut ledger, 1));
         assert!(ledger.arrived(1, WINDOW_BYTES_MAX).unwrap());
         assert!(ledger.arrived(1, 1).is_err());
+    }
+
+    #[test]
+    fn chunks_are_bounded_however_short() {
+        let budget = Arc::new(Budget::new(WINDOW_BYTES_MAX, 1));
+        let mut ledger = ledger(&budget);
+        assert!(open(&mut ledger, 1));
+        (0..2 * CHUNKS_MAX).for_each(|_| assert!(ledger.arrived(1, 1).unwrap()));
+        ledger.settled(1, 1);
+        assert!(ledger.arrived(1, 1).unwrap());
+        assert!(ledger.arrived(1, 1).is_err());
+    }
+
+    #[test]
+    fn void_credit_is_no_credit_for_the_next_transfer() {
+        let budget = Arc::new(Budget::new(WINDOW_BYTES_MAX, 1));
+        let (mut first, mut second) = (ledger(&budget), ledger(&budget));
+        assert!(open(&mut first, 1));
+        first.ended(1);
+        assert!(open(&mut second, 1));
+        open(&mut first, 2);
+        assert!(!first.arrived(1, CREDIT_BYTES_LEAST).unwrap(), "what was under way is read away");
+        assert!(first.arrived(2, WINDOW_BYTES_MAX - CREDIT_BYTES_LEAST).is_err());
+    }
+
+    #[test]
+    fn an_offer_counts_until_its_end_is_said() {
+        let budget = Arc::new(Budget::new(WINDOW_BYTES_MAX, 1));
+        let mut ledger = Ledger::new(budget, Arc::new(|| ()), 2);
+        let refused = |transfer| Message::Refused { subject: Subject::Transfer(transfer), refusal: Refusal::BadName };
+        for number in 1..=2 {
+            ledger.offered(number, 1).unwrap();
+            ledger.reply(refused(number));
+            ledger.ended(number);
+        }
+        assert!(ledger.offered(3, 1).is_err(), "nothing of it was said");
+        ledger.control(&mut Vec::new());
+        ledger.offered(3, 600).unwrap();
+        assert!(ledger.offered(4, 1).is_err(), "the path is too long for another");
+        ledger.is_over(3);
+        ledger.offered(4, 1).unwrap();
     }
 
     #[test]

@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::config::{CHUNK_BYTES_LEAST, WINDOW_BYTES_LEAST, WINDOW_BYTES_MAX, WINDOW_QUEUE};
+use crate::config::{CHUNKS_MAX, CHUNK_BYTES_LEAST, WINDOW_BYTES_LEAST, WINDOW_BYTES_MAX, WINDOW_QUEUE};
 
 /// The measured window of one connection.
 pub(crate) struct Window {
@@ -53,6 +53,9 @@ impl Window {
 
     /// How many more bytes may leave now.
     pub(crate) fn room(&self) -> u64 {
+        if self.flights.len() >= CHUNKS_MAX {
+            return 0;
+        }
         self.bytes.saturating_sub(self.in_flight())
     }
 
