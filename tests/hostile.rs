@@ -621,9 +621,7 @@ fn a_client_in_the_room_takes_no_flood_and_no_file_it_has_no_place_for() {
         }
     };
     assert_eq!(refused, Refusal::NoDirectory);
-    let status = fs::read_to_string(format!("/proc/{}/status", board.pid().as_raw_nonzero())).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    let kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    let kib = board.peak_memory_kib();
     assert!(kib < 64 * 1024, "{kib} KiB");
     board.signal(common::Signal::TERM);
     board.wait().assert_code(0);

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use rustix::net::{bind, connect, socket, AddressFamily, SocketType};
 use rustix::process::{geteuid, getrlimit, prlimit, Pid, Resource, Rlimit};
 
-use common::{assert_same_file, client, client_spawn, until, Running, Scratch, Server, Signal, BINARY};
+use common::{assert_same_file, client, client_spawn, processor_time, until, Running, Scratch, Server, Signal, BINARY};
 use postwire::config::{STRANGERS_MAX, STRANGERS_PER_ADDRESS_MAX};
 use postwire::wire::{Decoder, Frame, Message, Subject};
 use postwire::Refusal;
@@ -31,15 +31,6 @@ use postwire::Refusal;
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What a process has used of the processors.
-fn processor_time(pid: Pid) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap();
-    // After the name in brackets: state, and eleven figures before user and system time, in hundredths of a second.
-    let figures: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    let ticks = figures[11].parse::<u64>().unwrap() + figures[12].parse::<u64>().unwrap();
-    Duration::from_millis(10 * ticks)
 }
 
 /// Fails when a process that has nothing to do is busy.

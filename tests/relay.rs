@@ -8,9 +8,8 @@ mod proxy;
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
-use common::{assert_same_file, client, client_spawn, until, Run, Running, Scratch, Server, Signal, BINARY};
+use common::{assert_same_file, client, client_spawn, until, Run, Running, Scratch, Server, Signal};
 use proxy::{Direction, Faults, Line, Proxy};
 
 /// A server with a directory, and clients that stay.
@@ -68,12 +67,8 @@ impl Net {
     fn restart_server(&mut self, meanwhile: impl FnOnce(&Net)) {
         self.server.kill();
         meanwhile(self);
-        let (address, inbox) = (self.server.address(), self.path("inbox"));
-        let mut command = Command::new(BINARY);
-        command.args(["server", "--listen", &address, "--dir", &inbox]);
-        let mut running = Running::spawn(command);
-        running.wait_stderr(|line| line.starts_with("listening"));
-        self.server.replace(running);
+        let inbox = self.path("inbox");
+        self.server.restart(&["--dir", &inbox]);
     }
 }
 

@@ -91,6 +91,15 @@ pub fn client_spawn(arguments: &[&str]) -> Running {
     Running::spawn(command)
 }
 
+/// What a process has used of the processors.
+pub fn processor_time(pid: Pid) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap();
+    // After the name in brackets: state, and eleven figures before user and system time, in hundredths of a second.
+    let figures: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks = figures[11].parse::<u64>().unwrap() + figures[12].parse::<u64>().unwrap();
+    Duration::from_millis(10 * ticks)
+}
+
 /// Waits until somebody has written this file; gives its text.
 pub fn wait_for_file(path: &str) -> String {
     let deadline = Instant::now() + DEADLINE;
@@ -135,9 +144,12 @@ impl Server {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// Another process listens there now.
-    pub fn replace(&mut self, running: Running) {
-        self.running = running;
+    /// Starts it again on its port, once it has ended.
+    pub fn restart(&mut self, arguments: &[&str]) {
+        let mut command = Command::new(BINARY);
+        command.args(["server", "--listen", &self.address()]).args(arguments);
+        self.running = Running::spawn(command);
+        self.running.wait_stderr(|line| line.starts_with("listening"));
     }
 
     /// Sends SIGTERM and waits for the end.
@@ -187,6 +199,13 @@ impl Running {
         Pid::from_child(&self.child)
     }
 
+    /// The most memory that it ever had.
+    pub fn peak_memory_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid().as_raw_nonzero())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        peak.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// Types a line into its stdin.
     pub fn type_line(&mut self, line: &str) {
         self.type_bytes(format!("{line}\n").as_bytes());
@@ -225,7 +244,7 @@ impl Running {
         self.stdout.find(&wanted)
     }
 
-    /// Whether it ends within so long, a few milliseconds.
+    /// Whether it ends within so long.
     pub fn ends_within(&mut self, at_most: Duration) -> bool {
         let deadline = Instant::now() + at_most;
         loop {

@@ -19,6 +19,7 @@ mod memory;
 mod mounts;
 mod network;
 mod power;
+mod relay;
 mod slow;
 mod syscalls;
 
@@ -42,11 +43,15 @@ pub struct Programme {
     counts: Mutex<BTreeMap<&'static str, u64>>,
 }
 
+/// Whether all of it is wanted, or a tenth.
+pub fn is_full() -> bool {
+    env::var("POSTWIRE_FAULTS").is_ok_and(|how_much| how_much == "full")
+}
+
 impl Programme {
     /// `full_rounds` of them, or a tenth.
     pub fn new(name: &'static str, full_rounds: u64) -> Programme {
-        let is_full = env::var("POSTWIRE_FAULTS").is_ok_and(|how_much| how_much == "full");
-        let rounds = if is_full { full_rounds } else { full_rounds.div_ceil(10) };
+        let rounds = if is_full() { full_rounds } else { full_rounds.div_ceil(10) };
         Programme { name, rounds, started: Instant::now(), counts: Mutex::default() }
     }
 

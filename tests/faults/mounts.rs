@@ -1,4 +1,4 @@
-//! File systems of our own, in a mount namespace that ends with the programme: nothing stays mounted, however it ends.
+//! File systems and networks of our own, in namespaces that end with the programme: nothing stays, however it ends.
 
 use std::env;
 use std::fs;
@@ -6,27 +6,40 @@ use std::process::{Command, Output};
 
 use crate::common::Scratch;
 
-/// Says that the process is in a mount namespace of its own.
+/// Says that the process is in namespaces of its own.
 const PRIVATE: &str = "POSTWIRE_FAULTS_PRIVATE";
 
 /// What a programme that mounts needs: a namespace, a tmpfs, a loop device with ext4 on it.
 const PROBE: &str = "mount -t tmpfs none \"$0\" && truncate -s 4M \"$0/image\" && mkfs.ext4 -q \"$0/image\" \
     && mkdir \"$0/at\" && mount -o loop \"$0/image\" \"$0/at\" && umount \"$0/at\" && umount \"$0\"";
 
+/// What a programme needs that connects networks: a place for their names, one of them, and a line to it.
+const NETWORK_PROBE: &str = "mount -t tmpfs none /run && ip netns add probe \
+    && ip link add probe0 type veth peer name up0 netns probe && nsenter --net=/run/netns/probe true";
+
 /// Runs the test of this name again in a mount namespace of its own; true in there. Where nothing can be mounted it prints that
 /// it is skipped, and why.
 pub fn in_private_namespace(test: &str) -> bool {
+    again_in(test, &["--mount"], PROBE)
+}
+
+/// The same in a network of its own besides, where others can be connected to it.
+pub fn in_private_network(test: &str) -> bool {
+    again_in(test, &["--mount", "--net"], NETWORK_PROBE)
+}
+
+fn again_in(test: &str, namespaces: &[&str], probe: &str) -> bool {
     if env::var_os(PRIVATE).is_some() {
         return true;
     }
     let scratch = Scratch::new();
-    let unshare = ["--mount", "--propagation", "private", "--"];
-    let probe = Command::new("unshare").args(unshare).args(["sh", "-c", PROBE, &scratch.directory("probe")]).output();
+    let unshare = [namespaces, &["--propagation", "private", "--"]].concat();
+    let probe = Command::new("unshare").args(&unshare).args(["sh", "-c", probe, &scratch.directory("probe")]).output();
     match probe {
         Ok(output) if output.status.success() => {}
         Ok(output) => {
             let why = String::from_utf8_lossy(&output.stderr);
-            println!("{test}: skipped, nothing can be mounted: {}", why.lines().next().unwrap_or_default());
+            println!("{test}: skipped, no namespaces of its own: {}", why.lines().next().unwrap_or_default());
             return false;
         }
         Err(error) => {
@@ -35,7 +48,7 @@ pub fn in_private_namespace(test: &str) -> bool {
         }
     }
     let mut command = Command::new("unshare");
-    command.args(unshare).arg(env::current_exe().unwrap());
+    command.args(&unshare).arg(env::current_exe().unwrap());
     command.args([test, "--exact", "--ignored", "--nocapture", "--test-threads", "1"]).env(PRIVATE, "1");
     assert!(command.status().unwrap().success(), "{test} failed in its namespace");
     false

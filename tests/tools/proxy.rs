@@ -54,7 +54,7 @@ pub enum Direction {
     ToClient,
 }
 
-/// A listening proxy on a free port of 127.0.0.1.
+/// A listening proxy on a free port.
 pub struct Proxy {
     address: SocketAddr,
     shared: Arc<Mutex<Shared>>,
@@ -79,9 +79,14 @@ struct Shared {
 }
 
 impl Proxy {
-    /// Listens, and carries each connection to `target`.
+    /// Listens on 127.0.0.1, and carries each connection to `target`.
     pub fn start(target: SocketAddr, faults: Faults) -> Proxy {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        Proxy::start_on(Ipv4Addr::LOCALHOST, target, faults)
+    }
+
+    /// The same on another address of this machine.
+    pub fn start_on(here: Ipv4Addr, target: SocketAddr, faults: Faults) -> Proxy {
+        let listener = TcpListener::bind((here, 0)).unwrap();
         listener.set_nonblocking(true).unwrap();
         let has_rate = |line: &Line| line.rate_bytes_per_second.is_some();
         if has_rate(&faults.to_server) || faults.by_connection.iter().any(|[to_server, _]| has_rate(to_server)) {
