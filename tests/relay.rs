@@ -355,3 +355,20 @@ fn a_console_and_a_chat_do_the_same() {
     net.server.type_line(&send);
     b7.wait_stderr(|line| line.starts_with("received \"core\""));
 }
+
+#[test]
+fn what_many_leave_at_once_is_all_noted() {
+    const MANY: usize = 24;
+    let mut net = Net::new(&[]);
+    let texts: Vec<String> = (0..MANY).map(|number| format!("text {number}")).collect();
+    let leaving: Vec<Running> =
+        texts.iter().map(|text| net.start(&["--nick", "ann", "--leave", "--for", "b7", "--text", text])).collect();
+    leaving.into_iter().for_each(|mut client| drop(client.wait().assert_code(0)));
+    net.restart_server(|net| assert_eq!(net.kept(), [0, MANY]));
+    let mut b7 = net.board("b7", &["--count", &MANY.to_string()]);
+    let run = b7.wait();
+    run.assert_code(0);
+    for text in &texts {
+        run.assert(run.stdout.lines().filter(|line| line.ends_with(&format!(": {text}"))).count() == 1, text);
+    }
+}
