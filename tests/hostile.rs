@@ -20,9 +20,10 @@ use std::time::{Duration, Instant};
 
 use common::raw::{bytes, hello, peer, Frames};
 use common::{client, client_spawn, until, Scratch, Server};
-use postwire::config::{OPEN_TRANSFERS_MAX, OUTBOX_BYTES_MAX, SMALL_FILES_BEGUN_MAX, TEXT_WINDOW_BYTES};
+use postwire::config::{LEFT_MAX, OPEN_TRANSFERS_MAX, OUTBOX_BYTES_MAX, SMALL_FILES_BEGUN_MAX, TEXT_WINDOW_BYTES};
 use postwire::wire::{
-    CancelReason, Chunk, Decoder, Entry, Frame, Message, Offer, Peer, Presence, Receipt, RunId, Subject, Text, Time,
+    CancelReason, Chunk, Decoder, Entry, Frame, Message, Offer, Peer, Presence, Receipt, Relay, RunId, Subject, Text,
+    Time,
 };
 use postwire::{Goodbye, Nickname, Refusal};
 
@@ -624,4 +625,76 @@ fn a_client_in_the_room_takes_no_flood_and_no_file_it_has_no_place_for() {
     assert!(kib < 64 * 1024, "{kib} KiB");
     board.signal(common::Signal::TERM);
     board.wait().assert_code(0);
+}
+
+/// Nicknames of two bytes and a space.
+fn nicknames(count: usize) -> Vec<Nickname> {
+    let all =
+        (b'a'..=b'z').flat_map(|one| (b'0'..=b'9').chain(b'A'..=b'Z').chain(b'a'..=b'z').map(move |two| [one, two]));
+    all.chain((b'A'..=b'Z').flat_map(|one| (b'A'..=b'Z').chain(b'a'..=b'z').map(move |two| [one, two])))
+        .take(count)
+        .map(|name| Nickname::parse(&name).unwrap())
+        .collect()
+}
+
+fn relay(relay: u32, leave: bool, to: Option<Vec<Nickname>>) -> Message {
+    Message::Relay(Relay { relay, patience_seconds: 3600, leave, to })
+}
+
+/// An empty file for those of a RELAY.
+fn for_others(transfer: u32, relay: u32, item: u32) -> Message {
+    let path = format!("f{item}").into_bytes();
+    Message::Offer(Offer { content_crc: 0, relay, item, path, ..offer(transfer, 0, b"") })
+}
+
+/// What becomes of a file for others, when all of it is asked for.
+fn fate(stream: &mut TcpStream, frames: &mut Frames, decoder: &mut Decoder, number: u32) -> Message {
+    loop {
+        match frames.next(decoder) {
+            Some(Frame::Message(Message::Send { transfer, .. })) if transfer == number => {
+                let finish = Message::Finish { transfer, size: 0, crc: 0, grew: false };
+                stream.write_all(&bytes(&[finish])).unwrap();
+            }
+            Some(Frame::Message(Message::Receipt(receipt))) if receipt.transfer == number => {
+                return Message::Receipt(receipt);
+            }
+            Some(Frame::Message(refused @ Message::Refused { .. })) => return refused,
+            Some(_) => {}
+            None => panic!("the connection ended"),
+        }
+    }
+}
+
+#[test]
+fn so_much_may_be_left_and_not_one_more() {
+    let scratch = Scratch::new();
+    let inbox = scratch.directory("inbox");
+    let server = Server::start(&["--dir", &inbox, "--no-fsync"]);
+    let kept = |part| fs::read_dir(format!("{inbox}/.postwire-relay-0.part/{part}")).unwrap().count();
+    let (mut stream, mut frames, mut decoder) = session(&server.address(), &peer(1));
+    let half = LEFT_MAX / 2;
+    let two = Some(nicknames(2));
+    stream
+        .write_all(&bytes(&[
+            relay(1, true, Some(nicknames(half - 1))),
+            relay(2, true, Some(nicknames(half))),
+            relay(3, true, two),
+        ]))
+        .unwrap();
+    let mut leave = |number, relay| {
+        stream.write_all(&bytes(&[for_others(number, relay, number)])).unwrap();
+        fate(&mut stream, &mut frames, &mut decoder, number)
+    };
+    assert!(matches!(leave(1, 1), Message::Receipt(_)));
+    assert!(matches!(leave(2, 2), Message::Receipt(_)));
+    assert_eq!((kept("files"), kept("notes")), (2, LEFT_MAX - 1));
+    // There is room for one of two: it is left for none of them, and the file does not stay.
+    let too_much = |number| Message::Refused { subject: Subject::Transfer(number), refusal: Refusal::TooMuch };
+    assert_eq!(leave(3, 3), too_much(3));
+    until("the file to go", || (kept("files") == 2).then_some(()));
+    assert_eq!(kept("notes"), LEFT_MAX - 1);
+    let text = |number| Text { to: Some(Nickname::parse(b"b7").unwrap()), leave: true, ..text(number) };
+    assert_eq!(answer(&server.address(), 2, &bytes(&[Message::Text(text(1))])), Answer::Nothing);
+    assert_eq!(answer(&server.address(), 2, &bytes(&[Message::Text(text(2))])), Answer::No(Refusal::TooMuch));
+    assert_eq!(kept("notes"), LEFT_MAX);
 }

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::Command;
 
 use common::{assert_same_file, client, client_spawn, until, Run, Running, Scratch, Server, Signal, BINARY};
+use postwire::Config;
 use proxy::{Direction, Faults, Line, Proxy};
 
 /// A server with a directory, and clients that stay.
@@ -363,7 +364,9 @@ fn what_many_leave_at_once_is_all_noted() {
     let texts: Vec<String> = (0..MANY).map(|number| format!("text {number}")).collect();
     let leaving: Vec<Running> =
         texts.iter().map(|text| net.start(&["--nick", "ann", "--leave", "--for", "b7", "--text", text])).collect();
-    leaving.into_iter().for_each(|mut client| drop(client.wait().assert_code(0)));
+    leaving.into_iter().for_each(|mut client| {
+        client.wait().assert_code(0);
+    });
     net.restart_server(|net| assert_eq!(net.kept(), [0, MANY]));
     let mut b7 = net.board("b7", &["--count", &MANY.to_string()]);
     let run = b7.wait();
@@ -371,4 +374,38 @@ fn what_many_leave_at_once_is_all_noted() {
     for text in &texts {
         run.assert(run.stdout.lines().filter(|line| line.ends_with(&format!(": {text}"))).count() == 1, text);
     }
+}
+
+/// A server in this process, whose events are taken.
+fn library_server(net: &Net) -> postwire::Server {
+    let config = Config { dir: Some(net.path("inbox").into()), ..Config::default() };
+    let server = postwire::Server::bind("127.0.0.1:0", config).unwrap();
+    let draining = server.clone();
+    std::thread::spawn(move || while draining.next_event(None).unwrap().is_some() {});
+    server
+}
+
+/// Stops it, and waits until it has let go of the directory.
+fn stop(net: &Net, server: postwire::Server) {
+    server.stop();
+    drop(server);
+    let spool = fs::File::open(net.path("inbox/.postwire-relay-0.part")).unwrap();
+    until("the spool's lock", || rustix::fs::flock(&spool, rustix::fs::FlockOperation::NonBlockingLockExclusive).ok());
+}
+
+#[test]
+fn what_is_left_for_two_is_there_for_the_second_though_the_server_was_stopped_between() {
+    let net = Net::new(&["--no-relay"]);
+    let file = net.scratch.file("fw.bin", 300_000, 1);
+    let server = library_server(&net);
+    let address = server.local_addr().to_string();
+    client(&["--to", &address, "--leave", "--for", "b7", "--for", "b8", "--file", &file]).assert_code(0);
+    net.board_at(&address, "b7", &["--count", "1"]).wait().assert_code(0);
+    until("one note", || (net.kept() == [1, 1]).then_some(()));
+    stop(&net, server);
+    assert_eq!(net.kept(), [1, 1]);
+    let server = library_server(&net);
+    net.board_at(&server.local_addr().to_string(), "b8", &["--count", "1"]).wait().assert_code(0);
+    assert_same_file(&file, net.path("b8/fw.bin"));
+    net.wait_until_nothing_is_kept();
 }

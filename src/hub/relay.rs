@@ -403,25 +403,38 @@ impl Relay {
             has_started: false,
             is_refused: false,
         };
-        self.leave(&spool, &nickname, left, &bytes)?;
+        self.leave(&spool, vec![(nickname.clone(), left, bytes)])?;
         self.go_on_with_left(hub, &nickname);
         Ok(())
     }
 
-    fn leave(&self, spool: &Spool, nickname: &Nickname, left: Left, bytes: &[u8]) -> Result<(), Refusal> {
-        let number = {
+    /// Notes all of these, or none.
+    fn leave(&self, spool: &Spool, parted: Vec<(Nickname, Left, Vec<u8>)>) -> Result<(), Refusal> {
+        let first = {
             let mut state = self.state.take();
-            if state.left.values().map(|queue| queue.notes.len()).sum::<usize>() >= LEFT_MAX {
+            if state.left.values().map(|queue| queue.notes.len()).sum::<usize>() + parted.len() > LEFT_MAX {
                 return Err(Refusal::TooMuch);
             }
-            state.last_note += 1;
-            state.last_note
+            let first = state.last_note + 1;
+            state.last_note += u64::try_from(parted.len()).unwrap_or(u64::MAX);
+            first
         };
-        spool.note(number, bytes).map_err(|error| match error {
-            rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT => Refusal::NoRoom,
-            _ => Refusal::Failed,
-        })?;
-        self.state.take().left.entry(nickname.clone()).or_default().notes.insert(number, left);
+        for (number, (.., bytes)) in (first..).zip(&parted) {
+            if let Err(error) = spool.note(number, bytes) {
+                (first..number).for_each(|noted| spool.forget(noted));
+                return Err(match error {
+                    rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT => Refusal::NoRoom,
+                    _ => Refusal::Failed,
+                });
+            }
+        }
+        let mut state = self.state.take();
+        for (number, (nickname, left, _)) in (first..).zip(parted) {
+            if let Parting::File(parcel) = &left.what {
+                parcel.held.set_stays(true);
+            }
+            state.left.entry(nickname).or_default().notes.insert(number, left);
+        }
         Ok(())
     }
 
@@ -708,18 +721,10 @@ impl State {
         deeds.extend(ids.iter().filter_map(|id| self.fetches.remove(id)).map(Deed::Refuse));
     }
 
-    fn has_left(&self, key: &Key, nicknames: &[Nickname]) -> Option<&Parcel> {
-        let mut parcel = None;
-        for nickname in nicknames {
-            let notes = self.left.get(nickname)?.notes.values();
-            let is_it = |left: &&Left| left.run == key.0 && left.number == u64::from(key.1);
-            let found = notes.filter(is_it).find_map(|left| match &left.what {
-                Parting::File(parcel) => Some(parcel),
-                Parting::Text(_) => None,
-            });
-            parcel = Some(found?);
-        }
-        parcel
+    fn has_left(&self, key: &Key, nickname: &Nickname) -> bool {
+        let is_it =
+            |left: &Left| left.run == key.0 && left.number == u64::from(key.1) && matches!(left.what, Parting::File(_));
+        self.left.get(nickname).is_some_and(|queue| queue.notes.values().any(is_it))
     }
 }
 
@@ -817,21 +822,21 @@ impl RelayPassage {
 
     fn leave(&self, hub: &Hub, arrived: &Arrived) -> Result<(), Refusal> {
         let spool = hub.relay.spool()?;
-        if hub.relay.state.take().has_left(&self.key, &self.nicknames).is_some() {
-            return Ok(());
+        let mut nicknames = self.nicknames.clone();
+        {
+            let state = hub.relay.state.take();
+            nicknames.retain(|nickname| !state.has_left(&self.key, nickname));
         }
-        for nickname in &self.nicknames {
-            let left = Left {
-                run: self.key.0,
-                number: self.key.1.into(),
-                what: Parting::File(self.parcel()),
-                has_started: false,
-                is_refused: false,
-            };
-            self.held.set_stays(true);
-            hub.relay.leave(&spool, nickname, left, &note(self.key, nickname, &self.meta, self.kind, arrived))?;
-        }
-        Ok(())
+        let parted = |nickname: Nickname| {
+            // Each note keeps the file for itself.
+            let parcel = Parcel { held: Arc::new(self.held.again()), ..self.parcel() };
+            let (run, number) = (self.key.0, self.key.1.into());
+            let noted = note(self.key, &nickname, &self.meta, self.kind, arrived);
+            let left = Left { run, number, what: Parting::File(parcel), has_started: false, is_refused: false };
+            (nickname, left, noted)
+        };
+        let parted: Vec<_> = nicknames.into_iter().map(parted).collect();
+        hub.relay.leave(&spool, parted)
     }
 }
 

@@ -48,6 +48,8 @@ pub(crate) struct Spool {
 #[derive(Default)]
 struct Users {
     count: usize,
+    /// It was stored while it was used.
+    is_stored: bool,
     /// It stays when the last one goes.
     stays: bool,
 }
@@ -213,6 +215,13 @@ impl Spool {
 }
 
 impl Held {
+    /// The same, held once more.
+    pub(crate) fn again(&self) -> Held {
+        let held = self.spool.held(self.path.clone());
+        self.stored.get().into_iter().for_each(|stored| held.is_stored_as(stored.clone()));
+        held
+    }
+
     pub(crate) fn store(&self) -> &Arc<Store> {
         &self.spool.store
     }
@@ -245,13 +254,14 @@ impl Drop for Held {
         let mut all = self.spool.users.take();
         let Some(users) = all.get_mut(&group) else { return };
         users.count -= 1;
+        users.is_stored |= self.stored.get().is_some();
         users.stays |= self.stays.load(Ordering::SeqCst);
         if users.count > 0 {
             return;
         }
-        let stays = users.stays;
+        let goes = users.is_stored && !users.stays;
         all.remove(&group);
-        if !stays && self.stored.get().is_some() {
+        if goes {
             // Whoever comes now waits for the lock, and stores it again.
             self.spool.remove(&group);
         }
