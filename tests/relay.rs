@@ -409,3 +409,20 @@ fn what_is_left_for_two_is_there_for_the_second_though_the_server_was_stopped_be
     assert_same_file(&file, net.path("b8/fw.bin"));
     net.wait_until_nothing_is_kept();
 }
+
+#[test]
+fn a_server_that_takes_over_a_spool_delivers_what_is_in_it() {
+    let mut net = Net::new(&[]);
+    let leave = |address: &str, nick: &str| {
+        client(&["--to", address, "--leave", "--for", nick, "--text", &format!("for {nick}")]).assert_code(0);
+    };
+    leave(&net.server.address(), "b7");
+    let second = Server::start(&["--dir", &net.path("inbox")]);
+    net.server.kill();
+    leave(&second.address(), "b8");
+    second.terminate().assert_code(0);
+    net.restart_server(|net| assert_eq!(net.kept(), [0, 2]));
+    for nick in ["b7", "b8"] {
+        net.board(nick, &[]).wait_stdout(|line| line.ends_with(&format!(": for {nick}")));
+    }
+}

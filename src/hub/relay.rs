@@ -173,6 +173,8 @@ impl Relay {
         }
         let dir = self.config.dir.as_deref().ok_or(Refusal::NoDirectory)?;
         let made = Spool::open(dir, &self.config, true).ok().flatten().ok_or(Refusal::NotWritable)?;
+        // Another server may have used it until now.
+        self.read_notes(&made);
         Ok(Arc::clone(spool.insert(made)))
     }
 
