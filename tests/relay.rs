@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::Command;
 
 use common::{assert_same_file, client, client_spawn, until, Run, Running, Scratch, Server, Signal, BINARY};
-use postwire::Config;
+use postwire::{Client, Config, Event, Nickname, Recipients};
 use proxy::{Direction, Faults, Line, Proxy};
 
 /// A server with a directory, and clients that stay.
@@ -425,4 +425,21 @@ fn a_server_that_takes_over_a_spool_delivers_what_is_in_it() {
     for nick in ["b7", "b8"] {
         net.board(nick, &[]).wait_stdout(|line| line.ends_with(&format!(": for {nick}")));
     }
+}
+
+#[test]
+fn what_is_said_meanwhile_does_not_hide_a_text_that_was_left_before() {
+    let net = Net::new(&["--limit-rate", "1M"]);
+    let mut b7 = net.board("b7", &[]);
+    let ann = Client::connect(&net.server.address(), Config::default()).unwrap();
+    let nick = Nickname::parse(b"b7").unwrap();
+    let recipients = Recipients { to: Some(vec![nick.clone()]), leave: true, wait: None };
+    let file = net.scratch.file("fw.bin", 2_000_000, 1);
+    ann.send_file_for(Path::new(&file), None, &recipients).unwrap();
+    while !matches!(ann.next_event(Some(common::DEADLINE)).unwrap(), Some(Event::Sent(_))) {}
+    ann.leave_text(&nick, "flash").unwrap();
+    ann.send_text(Some(&nick), "hello").unwrap();
+    let heard = [b7.wait_stdout(|_| true), b7.wait_stdout(|_| true)];
+    assert!(heard[0].ends_with(": hello") && heard[1].ends_with(": flash"), "{heard:?}");
+    ann.disconnect();
 }

@@ -691,7 +691,9 @@ impl State {
                     if !have_files.contains(&left.run) && !std::mem::replace(&mut left.has_started, true) {
                         let sequence = hub.next_sequence();
                         self.said.insert(sequence, (nickname.clone(), note));
-                        let text = wire::Text { leave: false, ..text.clone() };
+                        // PROTOCOL 11.5: what its run says meanwhile comes before it, and must not hide it.
+                        let run = RunId(text.run.0.map(|byte| !byte));
+                        let text = wire::Text { run, leave: false, ..text.clone() };
                         deeds.push(Deed::Say(Arc::clone(&mailbox), text, sequence));
                     }
                 }
