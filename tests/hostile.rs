@@ -698,3 +698,66 @@ fn so_much_may_be_left_and_not_one_more() {
     assert_eq!(answer(&server.address(), 2, &bytes(&[Message::Text(text(2))])), Answer::No(Refusal::TooMuch));
     assert_eq!(kept("notes"), LEFT_MAX);
 }
+
+/// As a client in the room with that nickname.
+fn board(number: u8, nickname: &str) -> Message {
+    let Message::Peer(peer) = member(number) else { unreachable!() };
+    Message::Peer(Peer { nickname: Some(Nickname::parse(nickname.as_bytes()).unwrap()), ..peer })
+}
+
+/// The next message that the closure takes.
+fn wait_for<T>(frames: &mut Frames, decoder: &mut Decoder, wanted: impl Fn(Message) -> Option<T>) -> T {
+    loop {
+        match frames.next(decoder) {
+            Some(Frame::Message(message)) => {
+                if let Some(found) = wanted(message) {
+                    return found;
+                }
+            }
+            Some(_) => {}
+            None => panic!("the connection ended"),
+        }
+    }
+}
+
+#[test]
+fn what_was_asked_for_another_is_never_stored_as_the_servers_own() {
+    let scratch = Scratch::new();
+    let inbox = scratch.directory("inbox");
+    let server = Server::start(&["--dir", &inbox, "--no-fsync"]);
+    let address = server.address();
+    let asks = |message| match message {
+        Message::Get { request, from: None, path } if path == b"core" => Some(request),
+        _ => None,
+    };
+    let refused = |message| match message {
+        Message::Refused { subject: Subject::Transfer(number), refusal } => Some((number, refusal)),
+        Message::Send { transfer, .. } => panic!("{transfer} is taken"),
+        _ => None,
+    };
+    let get = Message::Get { request: 1, from: Nickname::parse(b"b7").ok(), path: b"core".to_vec() };
+    let core = |request| Message::Offer(Offer { request, ..offer(1, 10, b"core") });
+    // Another has the nickname now, and is asked instead.
+    let (mut first, mut first_frames, mut first_decoder) = session(&address, &board(1, "b7"));
+    let (mut asker, ..) = session(&address, &board(3, "ann"));
+    asker.write_all(&bytes(&[get.clone()])).unwrap();
+    let request = wait_for(&mut first_frames, &mut first_decoder, asks);
+    first.write_all(&bytes(&[Message::Named(Nickname::parse(b"b8").unwrap())])).unwrap();
+    wait_for(&mut first_frames, &mut first_decoder, |message| matches!(message, Message::Named(_)).then_some(()));
+    let (mut second, mut second_frames, mut second_decoder) = session(&address, &board(2, "b7"));
+    let second_request = wait_for(&mut second_frames, &mut second_decoder, asks);
+    first.write_all(&bytes(&[core(request)])).unwrap();
+    assert_eq!(wait_for(&mut first_frames, &mut first_decoder, refused), (1, Refusal::Nobody));
+    // Its end means nothing any more.
+    let ended = |request| Message::Ended { request, more: false, left_out: 0, failed: 0 };
+    first.write_all(&bytes(&[ended(request), Message::Ping(7)])).unwrap();
+    wait_for(&mut first_frames, &mut first_decoder, |message| (message == Message::Pong(7)).then_some(()));
+    // Whoever asked is gone.
+    drop(asker);
+    let left = Message::Presence(Presence::Left(Nickname::parse(b"ann").unwrap()));
+    wait_for(&mut second_frames, &mut second_decoder, |message| (message == left).then_some(()));
+    second.write_all(&bytes(&[core(second_request)])).unwrap();
+    assert_eq!(wait_for(&mut second_frames, &mut second_decoder, refused), (1, Refusal::Nobody));
+    let names: Vec<_> = fs::read_dir(&inbox).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, [".postwire-relay-0.part"]);
+}

@@ -244,6 +244,8 @@ impl Relay {
     pub(super) fn depart(self: &Arc<Self>, mailbox: &Arc<Mailbox>) {
         let has_deadline = {
             let state = &mut *self.state.take();
+            // PROTOCOL 9.5: who asked asks again.
+            state.give_up(|fetch| Arc::ptr_eq(&fetch.asker, mailbox));
             let mut has_deadline = false;
             for item in state.items.values_mut() {
                 let patience = item.patience.map(|patience| patience.max(RETRY_BROKEN));
@@ -355,7 +357,7 @@ impl Relay {
 
     /// Asks `from` what it shares, for a request of another.
     pub(super) fn ask(
-        &self,
+        self: &Arc<Self>,
         hub: &Hub,
         asker: &Arc<Mailbox>,
         from: &Nickname,
@@ -387,8 +389,15 @@ impl Relay {
             what,
             until: None,
         };
-        self.state.take().ask(fetch);
+        {
+            let state = &mut *self.state.take();
+            state.give_up(|old| Arc::ptr_eq(&old.asker, asker) && old.epoch != epoch);
+            state.ask(fetch);
+        }
         via.wake();
+        if !hub.is_here(&via) {
+            self.depart(&via);
+        }
         Ok(())
     }
 
@@ -631,6 +640,17 @@ impl State {
         self.fetches.insert(id, fetch);
     }
 
+    /// Those who asked want it no more.
+    fn give_up(&mut self, is_it: impl Fn(&Fetch) -> bool) -> Vec<Fetch> {
+        let ids: Vec<RequestId> = self.fetches.iter().filter(|(_, fetch)| is_it(fetch)).map(|(&id, _)| id).collect();
+        let given_up = ids.into_iter().filter_map(|id| {
+            let fetch = self.fetches.remove(&id)?;
+            fetch.via.requests.give_up(id);
+            Some(fetch)
+        });
+        given_up.collect()
+    }
+
     /// Who was asked is here on another run, which knows nothing of it.
     fn ask_again(&mut self, nickname: &Nickname, mailbox: &Arc<Mailbox>) {
         let is_its = |fetch: &Fetch| fetch.from == *nickname;
@@ -641,6 +661,7 @@ impl State {
             if Arc::ptr_eq(&fetch.via, mailbox) {
                 self.fetches.insert(id, fetch);
             } else {
+                fetch.via.requests.give_up(id);
                 fetch.via = Arc::clone(mailbox);
                 self.ask(fetch);
             }
@@ -720,9 +741,7 @@ impl State {
             }
         }
         overdue.iter().for_each(|(key, nickname)| self.end(key, nickname, Err(Refusal::Nobody), deeds));
-        let ids: Vec<RequestId> =
-            self.fetches.iter().filter(|(_, fetch)| is_overdue(fetch.until)).map(|(&id, _)| id).collect();
-        deeds.extend(ids.iter().filter_map(|id| self.fetches.remove(id)).map(Deed::Refuse));
+        deeds.extend(self.give_up(|fetch| is_overdue(fetch.until)).into_iter().map(Deed::Refuse));
     }
 
     fn has_left(&self, key: &Key, nickname: &Nickname) -> bool {
