@@ -20,9 +20,10 @@ use std::time::{Duration, Instant};
 
 use common::raw::{bytes, hello, peer, Frames};
 use common::{client, client_spawn, until, Scratch, Server};
-use postwire::config::{OPEN_TRANSFERS_MAX, OUTBOX_BYTES_MAX, SMALL_FILES_BEGUN_MAX, TEXT_WINDOW_BYTES};
+use postwire::config::{LEFT_MAX, OPEN_TRANSFERS_MAX, OUTBOX_BYTES_MAX, SMALL_FILES_BEGUN_MAX, TEXT_WINDOW_BYTES};
 use postwire::wire::{
-    CancelReason, Chunk, Decoder, Entry, Frame, Message, Offer, Peer, Presence, Receipt, RunId, Subject, Text, Time,
+    CancelReason, Chunk, Decoder, Entry, Frame, Message, Offer, Peer, Presence, Receipt, Relay, RunId, Subject, Text,
+    Time,
 };
 use postwire::{Goodbye, Nickname, Refusal};
 
@@ -625,4 +626,139 @@ fn a_client_in_the_room_takes_no_flood_and_no_file_it_has_no_place_for() {
     assert!(kib < 64 * 1024, "{kib} KiB");
     board.signal(common::Signal::TERM);
     board.wait().assert_code(0);
+}
+
+/// Nicknames of two bytes and a space.
+fn nicknames(count: usize) -> Vec<Nickname> {
+    let all =
+        (b'a'..=b'z').flat_map(|one| (b'0'..=b'9').chain(b'A'..=b'Z').chain(b'a'..=b'z').map(move |two| [one, two]));
+    all.chain((b'A'..=b'Z').flat_map(|one| (b'A'..=b'Z').chain(b'a'..=b'z').map(move |two| [one, two])))
+        .take(count)
+        .map(|name| Nickname::parse(&name).unwrap())
+        .collect()
+}
+
+fn relay(relay: u32, leave: bool, to: Option<Vec<Nickname>>) -> Message {
+    Message::Relay(Relay { relay, patience_seconds: 3600, leave, to })
+}
+
+/// An empty file for those of a RELAY.
+fn for_others(transfer: u32, relay: u32, item: u32) -> Message {
+    let path = format!("f{item}").into_bytes();
+    Message::Offer(Offer { content_crc: 0, relay, item, path, ..offer(transfer, 0, b"") })
+}
+
+/// What becomes of a file for others, when all of it is asked for.
+fn fate(stream: &mut TcpStream, frames: &mut Frames, decoder: &mut Decoder, number: u32) -> Message {
+    loop {
+        match frames.next(decoder) {
+            Some(Frame::Message(Message::Send { transfer, .. })) if transfer == number => {
+                let finish = Message::Finish { transfer, size: 0, crc: 0, grew: false };
+                stream.write_all(&bytes(&[finish])).unwrap();
+            }
+            Some(Frame::Message(Message::Receipt(receipt))) if receipt.transfer == number => {
+                return Message::Receipt(receipt);
+            }
+            Some(Frame::Message(refused @ Message::Refused { .. })) => return refused,
+            Some(_) => {}
+            None => panic!("the connection ended"),
+        }
+    }
+}
+
+#[test]
+fn so_much_may_be_left_and_not_one_more() {
+    let scratch = Scratch::new();
+    let inbox = scratch.directory("inbox");
+    let server = Server::start(&["--dir", &inbox, "--no-fsync"]);
+    let kept = |part| fs::read_dir(format!("{inbox}/.postwire-relay-0.part/{part}")).unwrap().count();
+    let (mut stream, mut frames, mut decoder) = session(&server.address(), &peer(1));
+    let half = LEFT_MAX / 2;
+    let two = Some(nicknames(2));
+    stream
+        .write_all(&bytes(&[
+            relay(1, true, Some(nicknames(half - 1))),
+            relay(2, true, Some(nicknames(half))),
+            relay(3, true, two),
+        ]))
+        .unwrap();
+    let mut leave = |number, relay| {
+        stream.write_all(&bytes(&[for_others(number, relay, number)])).unwrap();
+        fate(&mut stream, &mut frames, &mut decoder, number)
+    };
+    assert!(matches!(leave(1, 1), Message::Receipt(_)));
+    assert!(matches!(leave(2, 2), Message::Receipt(_)));
+    assert_eq!((kept("files"), kept("notes")), (2, LEFT_MAX - 1));
+    // There is room for one of two: it is left for none of them, and the file does not stay.
+    let too_much = |number| Message::Refused { subject: Subject::Transfer(number), refusal: Refusal::TooMuch };
+    assert_eq!(leave(3, 3), too_much(3));
+    until("the file to go", || (kept("files") == 2).then_some(()));
+    assert_eq!(kept("notes"), LEFT_MAX - 1);
+    let text = |number| Text { to: Some(Nickname::parse(b"b7").unwrap()), leave: true, ..text(number) };
+    assert_eq!(answer(&server.address(), 2, &bytes(&[Message::Text(text(1))])), Answer::Nothing);
+    assert_eq!(answer(&server.address(), 2, &bytes(&[Message::Text(text(2))])), Answer::No(Refusal::TooMuch));
+    assert_eq!(kept("notes"), LEFT_MAX);
+}
+
+/// As a client in the room with that nickname.
+fn board(number: u8, nickname: &str) -> Message {
+    let Message::Peer(peer) = member(number) else { unreachable!() };
+    Message::Peer(Peer { nickname: Some(Nickname::parse(nickname.as_bytes()).unwrap()), ..peer })
+}
+
+/// The next message that the closure takes.
+fn wait_for<T>(frames: &mut Frames, decoder: &mut Decoder, wanted: impl Fn(Message) -> Option<T>) -> T {
+    loop {
+        match frames.next(decoder) {
+            Some(Frame::Message(message)) => {
+                if let Some(found) = wanted(message) {
+                    return found;
+                }
+            }
+            Some(_) => {}
+            None => panic!("the connection ended"),
+        }
+    }
+}
+
+#[test]
+fn what_was_asked_for_another_is_never_stored_as_the_servers_own() {
+    let scratch = Scratch::new();
+    let inbox = scratch.directory("inbox");
+    let server = Server::start(&["--dir", &inbox, "--no-fsync"]);
+    let address = server.address();
+    let asks = |message| match message {
+        Message::Get { request, from: None, path } if path == b"core" => Some(request),
+        _ => None,
+    };
+    let refused = |message| match message {
+        Message::Refused { subject: Subject::Transfer(number), refusal } => Some((number, refusal)),
+        Message::Send { transfer, .. } => panic!("{transfer} is taken"),
+        _ => None,
+    };
+    let get = Message::Get { request: 1, from: Nickname::parse(b"b7").ok(), path: b"core".to_vec() };
+    let core = |request| Message::Offer(Offer { request, ..offer(1, 10, b"core") });
+    // Another has the nickname now, and is asked instead.
+    let (mut first, mut first_frames, mut first_decoder) = session(&address, &board(1, "b7"));
+    let (mut asker, ..) = session(&address, &board(3, "ann"));
+    asker.write_all(&bytes(&[get.clone()])).unwrap();
+    let request = wait_for(&mut first_frames, &mut first_decoder, asks);
+    first.write_all(&bytes(&[Message::Named(Nickname::parse(b"b8").unwrap())])).unwrap();
+    wait_for(&mut first_frames, &mut first_decoder, |message| matches!(message, Message::Named(_)).then_some(()));
+    let (mut second, mut second_frames, mut second_decoder) = session(&address, &board(2, "b7"));
+    let second_request = wait_for(&mut second_frames, &mut second_decoder, asks);
+    first.write_all(&bytes(&[core(request)])).unwrap();
+    assert_eq!(wait_for(&mut first_frames, &mut first_decoder, refused), (1, Refusal::Nobody));
+    // Its end means nothing any more.
+    let ended = |request| Message::Ended { request, more: false, left_out: 0, failed: 0 };
+    first.write_all(&bytes(&[ended(request), Message::Ping(7)])).unwrap();
+    wait_for(&mut first_frames, &mut first_decoder, |message| (message == Message::Pong(7)).then_some(()));
+    // Whoever asked is gone.
+    drop(asker);
+    let left = Message::Presence(Presence::Left(Nickname::parse(b"ann").unwrap()));
+    wait_for(&mut second_frames, &mut second_decoder, |message| (message == left).then_some(()));
+    second.write_all(&bytes(&[core(second_request)])).unwrap();
+    assert_eq!(wait_for(&mut second_frames, &mut second_decoder, refused), (1, Refusal::Nobody));
+    let names: Vec<_> = fs::read_dir(&inbox).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, [".postwire-relay-0.part"]);
 }

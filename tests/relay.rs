@@ -10,6 +10,7 @@ use std::fs;
 use std::path::Path;
 
 use common::{assert_same_file, client, client_spawn, until, Run, Running, Scratch, Server, Signal};
+use postwire::{Client, Config, Event, Nickname, Recipients};
 use proxy::{Direction, Faults, Line, Proxy};
 
 /// A server with a directory, and clients that stay.
@@ -349,4 +350,91 @@ fn a_console_and_a_chat_do_the_same() {
     let send = format!("/send {} @b7", net.path("share/core"));
     net.server.type_line(&send);
     b7.wait_stderr(|line| line.starts_with("received \"core\""));
+}
+
+#[test]
+fn what_many_leave_at_once_is_all_noted() {
+    const MANY: usize = 24;
+    let mut net = Net::new(&[]);
+    let texts: Vec<String> = (0..MANY).map(|number| format!("text {number}")).collect();
+    let leaving: Vec<Running> =
+        texts.iter().map(|text| net.start(&["--nick", "ann", "--leave", "--for", "b7", "--text", text])).collect();
+    leaving.into_iter().for_each(|mut client| {
+        client.wait().assert_code(0);
+    });
+    net.restart_server(|net| assert_eq!(net.kept(), [0, MANY]));
+    let mut b7 = net.board("b7", &["--count", &MANY.to_string()]);
+    let run = b7.wait();
+    run.assert_code(0);
+    for text in &texts {
+        run.assert(run.stdout.lines().filter(|line| line.ends_with(&format!(": {text}"))).count() == 1, text);
+    }
+}
+
+/// A server in this process, whose events are taken.
+fn library_server(net: &Net) -> postwire::Server {
+    let config = Config { dir: Some(net.path("inbox").into()), ..Config::default() };
+    let server = postwire::Server::bind("127.0.0.1:0", config).unwrap();
+    let draining = server.clone();
+    std::thread::spawn(move || while draining.next_event(None).unwrap().is_some() {});
+    server
+}
+
+/// Stops it, and waits until it has let go of the directory.
+fn stop(net: &Net, server: postwire::Server) {
+    server.stop();
+    drop(server);
+    let spool = fs::File::open(net.path("inbox/.postwire-relay-0.part")).unwrap();
+    until("the spool's lock", || rustix::fs::flock(&spool, rustix::fs::FlockOperation::NonBlockingLockExclusive).ok());
+}
+
+#[test]
+fn what_is_left_for_two_is_there_for_the_second_though_the_server_was_stopped_between() {
+    let net = Net::new(&["--no-relay"]);
+    let file = net.scratch.file("fw.bin", 300_000, 1);
+    let server = library_server(&net);
+    let address = server.local_addr().to_string();
+    client(&["--to", &address, "--leave", "--for", "b7", "--for", "b8", "--file", &file]).assert_code(0);
+    net.board_at(&address, "b7", &["--count", "1"]).wait().assert_code(0);
+    until("one note", || (net.kept() == [1, 1]).then_some(()));
+    stop(&net, server);
+    assert_eq!(net.kept(), [1, 1]);
+    let server = library_server(&net);
+    net.board_at(&server.local_addr().to_string(), "b8", &["--count", "1"]).wait().assert_code(0);
+    assert_same_file(&file, net.path("b8/fw.bin"));
+    net.wait_until_nothing_is_kept();
+}
+
+#[test]
+fn a_server_that_takes_over_a_spool_delivers_what_is_in_it() {
+    let mut net = Net::new(&[]);
+    let leave = |address: &str, nick: &str| {
+        client(&["--to", address, "--leave", "--for", nick, "--text", &format!("for {nick}")]).assert_code(0);
+    };
+    leave(&net.server.address(), "b7");
+    let second = Server::start(&["--dir", &net.path("inbox")]);
+    net.server.kill();
+    leave(&second.address(), "b8");
+    second.terminate().assert_code(0);
+    net.restart_server(|net| assert_eq!(net.kept(), [0, 2]));
+    for nick in ["b7", "b8"] {
+        net.board(nick, &[]).wait_stdout(|line| line.ends_with(&format!(": for {nick}")));
+    }
+}
+
+#[test]
+fn what_is_said_meanwhile_does_not_hide_a_text_that_was_left_before() {
+    let net = Net::new(&["--limit-rate", "1M"]);
+    let mut b7 = net.board("b7", &[]);
+    let ann = Client::connect(&net.server.address(), Config::default()).unwrap();
+    let nick = Nickname::parse(b"b7").unwrap();
+    let recipients = Recipients { to: Some(vec![nick.clone()]), leave: true, wait: None };
+    let file = net.scratch.file("fw.bin", 2_000_000, 1);
+    ann.send_file_for(Path::new(&file), None, &recipients).unwrap();
+    while !matches!(ann.next_event(Some(common::DEADLINE)).unwrap(), Some(Event::Sent(_))) {}
+    ann.leave_text(&nick, "flash").unwrap();
+    ann.send_text(Some(&nick), "hello").unwrap();
+    let heard = [b7.wait_stdout(|_| true), b7.wait_stdout(|_| true)];
+    assert!(heard[0].ends_with(": hello") && heard[1].ends_with(": flash"), "{heard:?}");
+    ann.disconnect();
 }

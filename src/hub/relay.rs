@@ -174,6 +174,8 @@ impl Relay {
         }
         let dir = self.config.dir.as_deref().ok_or(Refusal::NoDirectory)?;
         let made = Spool::open(dir, &self.config, true).ok().flatten().ok_or(Refusal::NotWritable)?;
+        // Another server may have used it until now.
+        self.read_notes(&made);
         Ok(Arc::clone(spool.insert(made)))
     }
 
@@ -244,6 +246,8 @@ impl Relay {
     pub(super) fn depart(self: &Arc<Self>, mailbox: &Arc<Mailbox>) {
         let has_deadline = {
             let state = &mut *self.state.take();
+            // PROTOCOL 9.5: who asked asks again.
+            state.give_up(|fetch| Arc::ptr_eq(&fetch.asker, mailbox));
             let mut has_deadline = false;
             for item in state.items.values_mut() {
                 let patience = item.patience.map(|patience| patience.max(RETRY_BROKEN));
@@ -355,7 +359,7 @@ impl Relay {
 
     /// Asks `from` what it shares, for a request of another.
     pub(super) fn ask(
-        &self,
+        self: &Arc<Self>,
         hub: &Hub,
         asker: &Arc<Mailbox>,
         from: &Nickname,
@@ -387,8 +391,15 @@ impl Relay {
             what,
             until: None,
         };
-        self.state.take().ask(fetch);
+        {
+            let state = &mut *self.state.take();
+            state.give_up(|old| Arc::ptr_eq(&old.asker, asker) && old.epoch != epoch);
+            state.ask(fetch);
+        }
         via.wake();
+        if !hub.is_here(&via) {
+            self.depart(&via);
+        }
         Ok(())
     }
 
@@ -405,25 +416,38 @@ impl Relay {
             has_started: false,
             is_refused: false,
         };
-        self.leave(&spool, &nickname, left, &bytes)?;
+        self.leave(&spool, vec![(nickname.clone(), left, bytes)])?;
         self.go_on_with_left(hub, &nickname);
         Ok(())
     }
 
-    fn leave(&self, spool: &Spool, nickname: &Nickname, left: Left, bytes: &[u8]) -> Result<(), Refusal> {
-        let number = {
+    /// Notes all of these, or none.
+    fn leave(&self, spool: &Spool, parted: Vec<(Nickname, Left, Vec<u8>)>) -> Result<(), Refusal> {
+        let first = {
             let mut state = self.state.take();
-            if state.left.values().map(|queue| queue.notes.len()).sum::<usize>() >= LEFT_MAX {
+            if state.left.values().map(|queue| queue.notes.len()).sum::<usize>() + parted.len() > LEFT_MAX {
                 return Err(Refusal::TooMuch);
             }
-            state.last_note += 1;
-            state.last_note
+            let first = state.last_note + 1;
+            state.last_note += u64::try_from(parted.len()).unwrap_or(u64::MAX);
+            first
         };
-        spool.note(number, bytes).map_err(|error| match error {
-            rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT => Refusal::NoRoom,
-            _ => Refusal::Failed,
-        })?;
-        self.state.take().left.entry(nickname.clone()).or_default().notes.insert(number, left);
+        for (number, (.., bytes)) in (first..).zip(&parted) {
+            if let Err(error) = spool.note(number, bytes) {
+                (first..number).for_each(|noted| spool.forget(noted));
+                return Err(match error {
+                    rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT => Refusal::NoRoom,
+                    _ => Refusal::Failed,
+                });
+            }
+        }
+        let mut state = self.state.take();
+        for (number, (nickname, left, _)) in (first..).zip(parted) {
+            if let Parting::File(parcel) = &left.what {
+                parcel.held.set_stays(true);
+            }
+            state.left.entry(nickname).or_default().notes.insert(number, left);
+        }
         Ok(())
     }
 
@@ -618,6 +642,17 @@ impl State {
         self.fetches.insert(id, fetch);
     }
 
+    /// Those who asked want it no more.
+    fn give_up(&mut self, is_it: impl Fn(&Fetch) -> bool) -> Vec<Fetch> {
+        let ids: Vec<RequestId> = self.fetches.iter().filter(|(_, fetch)| is_it(fetch)).map(|(&id, _)| id).collect();
+        let given_up = ids.into_iter().filter_map(|id| {
+            let fetch = self.fetches.remove(&id)?;
+            fetch.via.requests.give_up(id);
+            Some(fetch)
+        });
+        given_up.collect()
+    }
+
     /// Who was asked is here on another run, which knows nothing of it.
     fn ask_again(&mut self, nickname: &Nickname, mailbox: &Arc<Mailbox>) {
         let is_its = |fetch: &Fetch| fetch.from == *nickname;
@@ -628,6 +663,7 @@ impl State {
             if Arc::ptr_eq(&fetch.via, mailbox) {
                 self.fetches.insert(id, fetch);
             } else {
+                fetch.via.requests.give_up(id);
                 fetch.via = Arc::clone(mailbox);
                 self.ask(fetch);
             }
@@ -678,7 +714,9 @@ impl State {
                     if !have_files.contains(&left.run) && !std::mem::replace(&mut left.has_started, true) {
                         let sequence = hub.next_sequence();
                         self.said.insert(sequence, (nickname.clone(), note));
-                        let text = wire::Text { leave: false, ..text.clone() };
+                        // PROTOCOL 11.5: what its run says meanwhile comes before it, and must not hide it.
+                        let run = RunId(text.run.0.map(|byte| !byte));
+                        let text = wire::Text { run, leave: false, ..text.clone() };
                         deeds.push(Deed::Say(Arc::clone(&mailbox), text, sequence));
                     }
                 }
@@ -705,23 +743,13 @@ impl State {
             }
         }
         overdue.iter().for_each(|(key, nickname)| self.end(key, nickname, Err(Refusal::Nobody), deeds));
-        let ids: Vec<RequestId> =
-            self.fetches.iter().filter(|(_, fetch)| is_overdue(fetch.until)).map(|(&id, _)| id).collect();
-        deeds.extend(ids.iter().filter_map(|id| self.fetches.remove(id)).map(Deed::Refuse));
+        deeds.extend(self.give_up(|fetch| is_overdue(fetch.until)).into_iter().map(Deed::Refuse));
     }
 
-    fn has_left(&self, key: &Key, nicknames: &[Nickname]) -> Option<&Parcel> {
-        let mut parcel = None;
-        for nickname in nicknames {
-            let notes = self.left.get(nickname)?.notes.values();
-            let is_it = |left: &&Left| left.run == key.0 && left.number == u64::from(key.1);
-            let found = notes.filter(is_it).find_map(|left| match &left.what {
-                Parting::File(parcel) => Some(parcel),
-                Parting::Text(_) => None,
-            });
-            parcel = Some(found?);
-        }
-        parcel
+    fn has_left(&self, key: &Key, nickname: &Nickname) -> bool {
+        let is_it =
+            |left: &Left| left.run == key.0 && left.number == u64::from(key.1) && matches!(left.what, Parting::File(_));
+        self.left.get(nickname).is_some_and(|queue| queue.notes.values().any(is_it))
     }
 }
 
@@ -819,21 +847,21 @@ impl RelayPassage {
 
     fn leave(&self, hub: &Hub, arrived: &Arrived) -> Result<(), Refusal> {
         let spool = hub.relay.spool()?;
-        if hub.relay.state.take().has_left(&self.key, &self.nicknames).is_some() {
-            return Ok(());
+        let mut nicknames = self.nicknames.clone();
+        {
+            let state = hub.relay.state.take();
+            nicknames.retain(|nickname| !state.has_left(&self.key, nickname));
         }
-        for nickname in &self.nicknames {
-            let left = Left {
-                run: self.key.0,
-                number: self.key.1.into(),
-                what: Parting::File(self.parcel()),
-                has_started: false,
-                is_refused: false,
-            };
-            self.held.set_stays(true);
-            hub.relay.leave(&spool, nickname, left, &note(self.key, nickname, &self.meta, self.kind, arrived))?;
-        }
-        Ok(())
+        let parted = |nickname: Nickname| {
+            // Each note keeps the file for itself.
+            let parcel = Parcel { held: Arc::new(self.held.again()), ..self.parcel() };
+            let (run, number) = (self.key.0, self.key.1.into());
+            let noted = note(self.key, &nickname, &self.meta, self.kind, arrived);
+            let left = Left { run, number, what: Parting::File(parcel), has_started: false, is_refused: false };
+            (nickname, left, noted)
+        };
+        let parted: Vec<_> = nicknames.into_iter().map(parted).collect();
+        hub.relay.leave(&spool, parted)
     }
 }
 

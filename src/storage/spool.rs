@@ -31,8 +31,8 @@ const SPOOLS_MAX: u32 = 64;
 const FILES: &str = "files";
 /// Where the notes are.
 const NOTES: &str = "notes";
-/// A note that is being written.
-const NEW_NOTE: &str = "new";
+/// What the name of a note begins with while it is written.
+const NEW_NOTE: &str = "new-";
 
 /// See the module.
 pub(crate) struct Spool {
@@ -48,6 +48,8 @@ pub(crate) struct Spool {
 #[derive(Default)]
 struct Users {
     count: usize,
+    /// It was stored while it was used.
+    is_stored: bool,
     /// It stays when the last one goes.
     stays: bool,
 }
@@ -165,24 +167,29 @@ impl Spool {
     /// Nothing is noted.
     pub(crate) fn note(&self, number: u64, bytes: &[u8]) -> rustix::io::Result<()> {
         let name = note_name(number);
+        // Several are written at once.
+        let new = format!("{NEW_NOTE}{name}");
         let written = (|| {
-            let file =
-                self.notes.open_file(os(NEW_NOTE.as_bytes()), OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC)?;
+            let file = self.notes.open_file(os(new.as_bytes()), OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC)?;
             let mut file = File::from(file);
             file.write_all(bytes).map_err(|error| super::failure::errno_of(&error))?;
             rustix::fs::fsync(&file)?;
-            self.notes.rename_over(os(NEW_NOTE.as_bytes()), os(name.as_bytes()))?;
+            self.notes.rename_over(os(new.as_bytes()), os(name.as_bytes()))?;
             self.notes.sync().map(drop)
         })();
         if written.is_err() {
+            let _ = self.notes.unlink(os(new.as_bytes()));
             self.forget(number);
         }
         written
     }
 
-    /// All notes, in their order.
+    /// All notes, in their order; what an earlier process did not write to its end is removed.
     pub(crate) fn notes(&self) -> Vec<(u64, Vec<u8>)> {
         let names = self.notes.names().unwrap_or_default();
+        for name in names.iter().filter(|name| name.starts_with(NEW_NOTE.as_bytes())) {
+            let _ = self.notes.unlink(os(name));
+        }
         let number = |name: &Vec<u8>| u64::from_str_radix(std::str::from_utf8(name).ok()?, 16).ok();
         let mut numbers: Vec<u64> = names.iter().filter_map(number).collect();
         numbers.sort_unstable();
@@ -208,6 +215,13 @@ impl Spool {
 }
 
 impl Held {
+    /// The same, held once more.
+    pub(crate) fn again(&self) -> Held {
+        let held = self.spool.held(self.path.clone());
+        self.stored.get().into_iter().for_each(|stored| held.is_stored_as(stored.clone()));
+        held
+    }
+
     pub(crate) fn store(&self) -> &Arc<Store> {
         &self.spool.store
     }
@@ -240,13 +254,14 @@ impl Drop for Held {
         let mut all = self.spool.users.take();
         let Some(users) = all.get_mut(&group) else { return };
         users.count -= 1;
+        users.is_stored |= self.stored.get().is_some();
         users.stays |= self.stays.load(Ordering::SeqCst);
         if users.count > 0 {
             return;
         }
-        let stays = users.stays;
+        let goes = users.is_stored && !users.stays;
         all.remove(&group);
-        if !stays && self.stored.get().is_some() {
+        if goes {
             // Whoever comes now waits for the lock, and stores it again.
             self.spool.remove(&group);
         }

@@ -406,6 +406,7 @@ impl Inner {
         match (why, &self.context.relaying) {
             (Why::Relay(relay), Some(relaying)) => relaying.offered(relay, item, kind, meta).map(Some),
             (Why::Relay(_), None) => Err(Refusal::NoRelay),
+            (Why::Request(request), _) if !self.context.requests.is_wanted(*request) => Err(Refusal::Nobody),
             (Why::Request(request), Some(relaying)) => {
                 relaying.asked_for(*request, kind, meta).transpose().map(|passage| passage.map(Way::Through))
             }

@@ -65,6 +65,8 @@ struct Request {
     what: What,
     /// Once it was said on this connection.
     number: Option<u32>,
+    /// Nobody wants the answer, which may be on its way.
+    is_given_up: bool,
     entries: Vec<Listed>,
     entries_bytes: usize,
 }
@@ -100,8 +102,25 @@ impl Requests {
     fn add(&self, what: What) -> RequestId {
         let id = self.ids.next();
         let mut state = self.state.take();
-        state.open.insert(id, Request { what, number: None, entries: Vec::new(), entries_bytes: 0 });
+        let (entries, entries_bytes) = (Vec::new(), 0);
+        state.open.insert(id, Request { what, number: None, is_given_up: false, entries, entries_bytes });
         id
+    }
+
+    /// Nobody wants this any more, nor hears of it. What was said stays open until its answer comes, or the connection ends.
+    pub(crate) fn give_up(&self, id: RequestId) {
+        let mut state = self.state.take();
+        if let Some(request) = state.open.get_mut(&id) {
+            request.is_given_up = true;
+            if request.number.is_none() {
+                state.open.remove(&id);
+            }
+        }
+    }
+
+    /// Whether somebody wants the answer.
+    pub(super) fn is_wanted(&self, id: RequestId) -> bool {
+        self.state.take().open.get(&id).is_some_and(|request| !request.is_given_up)
     }
 
     /// A connection stands: everything is asked again on it.
@@ -109,6 +128,7 @@ impl Requests {
         let mut state = self.state.take();
         state.is_connected = true;
         state.last_number = 0;
+        state.open.retain(|_, request| !request.is_given_up);
         for request in state.open.values_mut() {
             request.number = None;
             request.entries.clear();
@@ -121,9 +141,9 @@ impl Requests {
         self.state.take().is_connected = false;
     }
 
-    /// Whether everything has its answer.
+    /// Whether everything that is wanted has its answer.
     pub(crate) fn is_empty(&self) -> bool {
-        self.state.take().open.is_empty()
+        self.state.take().open.values().all(|request| request.is_given_up)
     }
 
     /// Whether [`Requests::control`] would add something.
@@ -192,6 +212,9 @@ impl Requests {
     /// PROTOCOL 9.3 and 9.4.
     pub(crate) fn on_ended(&self, number: u32, more: bool, left_out: u32, failed: u32) -> Result<()> {
         let (request, ended) = self.remove(number)?;
+        if ended.is_given_up {
+            return Ok(());
+        }
         (self.report)(match ended.what {
             What::Get { .. } => Answer::Got { request, left_out, failed },
             What::List { .. } => Answer::Listed { request, entries: ended.entries, more },
@@ -201,15 +224,18 @@ impl Requests {
 
     /// PROTOCOL 9.2 and 9.4.
     pub(crate) fn on_refused(&self, number: u32, refusal: Refusal) -> Result<()> {
-        let (request, _) = self.remove(number)?;
-        (self.report)(Answer::Failed { request, error: Error::Refused(refusal) });
+        let (request, ended) = self.remove(number)?;
+        if !ended.is_given_up {
+            (self.report)(Answer::Failed { request, error: Error::Refused(refusal) });
+        }
         Ok(())
     }
 
     /// Ends everything that is left.
     pub(crate) fn fail_all(&self, error: impl Fn() -> Error) {
         let open = std::mem::take(&mut self.state.take().open);
-        open.into_keys().for_each(|request| (self.report)(Answer::Failed { request, error: error() }));
+        let wanted = open.into_iter().filter(|(_, request)| !request.is_given_up);
+        wanted.for_each(|(request, _)| (self.report)(Answer::Failed { request, error: error() }));
     }
 
     fn remove(&self, number: u32) -> Result<(RequestId, Request)> {
