@@ -122,6 +122,7 @@ impl Session {
     /// Why it broke, or was ended.
     pub(crate) fn run(self: &Arc<Self>, mut reader: FrameReader) -> Result<Goodbye> {
         let epoch = self.mailbox.attach(&self.peer, waker(&self.this));
+        self.turn.take().begin();
         self.flush();
         let result = self.read(&mut reader, epoch);
         let violation = self.turn.take().violation.take();

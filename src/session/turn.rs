@@ -62,7 +62,8 @@ const PRESENCE_MAX: usize = 4096;
 impl Turn {
     pub(super) fn new() -> Turn {
         Turn {
-            taken: false,
+            // WELCOME comes first: whatever others want to tell this peer waits until the session runs.
+            taken: true,
             writer_waits: false,
             rest: Vec::new(),
             pings: 0,
@@ -82,6 +83,11 @@ impl Turn {
             closing: Closing::No,
             ended: false,
         }
+    }
+
+    /// The hello is said: who has something may take the turn.
+    pub(super) fn begin(&mut self) {
+        self.taken = false;
     }
 
     /// Asks the other side for a sign of life; gives the token of its PONG.
