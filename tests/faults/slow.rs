@@ -54,14 +54,15 @@ enum Phase {
 }
 
 impl Phase {
+    /// Strangers last: while they take all places there are for them nobody else gets in.
     const ALL: [Phase; 7] = [
-        Phase::Silent,
-        Phase::Hello,
         Phase::Head,
         Phase::Tail,
         Phase::ZeroWindow,
         Phase::ZeroWindowInRoom,
         Phase::Ping,
+        Phase::Silent,
+        Phase::Hello,
     ];
 
     fn is_zero_window(self) -> bool {
