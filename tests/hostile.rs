@@ -741,7 +741,7 @@ fn what_was_asked_for_another_is_never_stored_as_the_servers_own() {
     // Another has the nickname now, and is asked instead.
     let (mut first, mut first_frames, mut first_decoder) = session(&address, &board(1, "b7"));
     let (mut asker, ..) = session(&address, &board(3, "ann"));
-    asker.write_all(&bytes(&[get.clone()])).unwrap();
+    asker.write_all(&bytes(std::slice::from_ref(&get))).unwrap();
     let request = wait_for(&mut first_frames, &mut first_decoder, asks);
     first.write_all(&bytes(&[Message::Named(Nickname::parse(b"b8").unwrap())])).unwrap();
     wait_for(&mut first_frames, &mut first_decoder, |message| matches!(message, Message::Named(_)).then_some(()));

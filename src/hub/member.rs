@@ -45,11 +45,33 @@ pub(super) struct MemberOwner {
     pub(super) address: SocketAddr,
     pub(super) called: Called,
     pub(super) mailbox: Arc<Mailbox>,
+    /// Those who were given something since this session last rested.
+    pub(super) woken_next: Mutex<Vec<Arc<Member>>>,
+}
+
+impl MemberOwner {
+    /// They are woken once for all that comes together.
+    pub(super) fn gave(&self, receivers: &[Arc<Member>]) {
+        let mut woken_next = self.woken_next.take();
+        let is_known = |receiver: &Arc<Member>| woken_next.iter().any(|known| Arc::ptr_eq(known, receiver));
+        // The room is mostly the same as for the text before.
+        let is_same =
+            woken_next.len() == receivers.len() && woken_next.iter().zip(receivers).all(|(a, b)| Arc::ptr_eq(a, b));
+        if !is_same {
+            let new: Vec<_> = receivers.iter().filter(|receiver| !is_known(receiver)).cloned().collect();
+            woken_next.extend(new);
+        }
+    }
 }
 
 impl Owner for MemberOwner {
     fn text(&self, text: wire::Text, handled: Handled) -> Result<(), (Refusal, Handled)> {
         self.hub.said(self, text, handled)
+    }
+
+    fn rest(&self) {
+        let woken = std::mem::take(&mut *self.woken_next.take());
+        woken.iter().for_each(|member| member.session.mailbox().wake());
     }
 
     // Clients announce nobody (PROTOCOL 3); what they send of it is passed over.

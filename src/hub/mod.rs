@@ -58,7 +58,11 @@ pub(crate) struct Hub {
 
 #[derive(Default)]
 struct State {
-    members: BTreeMap<u32, Member>,
+    members: BTreeMap<u32, Arc<Member>>,
+    /// Who has which nickname.
+    called: HashMap<Nickname, u32>,
+    /// All counted nicknames below this one are taken.
+    counted_from: u32,
     last_member: u32,
     last_sequence: u64,
     seen: Seen,
@@ -173,7 +177,7 @@ impl Hub {
             // PROTOCOL 7.1: the same run again takes over.
             let replaced =
                 state.members.values().find(|member| member.session.peer().run == peer.run).map(|m| m.info.id);
-            let replaced = replaced.and_then(|id| state.members.remove(&id));
+            let replaced = replaced.and_then(|id| state.remove(id));
             if state.members.len() >= self.capacity.clients {
                 return Err(Error::Refused(Refusal::Busy(u64::try_from(self.capacity.clients).unwrap_or(u64::MAX))));
             }
@@ -197,13 +201,14 @@ impl Hub {
                 address,
                 called: called.clone(),
                 mailbox: Arc::clone(&mailbox),
+                woken_next: Mutex::default(),
             };
             let owner = Arc::new(owner);
             let me = self.introduction(state.members.len() + 1);
             let inbound = self.inbound(called.clone(), address, peer.run, &mailbox, &me);
             let context = SessionContext { mailbox, owner, inbound };
             let session = Session::new(Arc::clone(conn), peer, context);
-            state.members.insert(info.id, Member { info: info.clone(), called, session: Arc::clone(&session) });
+            state.add(Member { info: info.clone(), called, session: Arc::clone(&session) });
             if state.pending.len() < RUNS_REMEMBERED {
                 state.pending.push_back(info.clone());
             }
@@ -214,7 +219,7 @@ impl Hub {
         }
         self.changed.notify_all();
         if let Err(error) = welcome(conn, &me, &info.nickname, self.config.key.as_ref()) {
-            self.state.take().members.remove(&info.id);
+            self.state.take().remove(info.id);
             return Err(error);
         }
         Ok((session, reader, info))
@@ -240,7 +245,7 @@ impl Hub {
         let mut forgotten = Vec::new();
         let member = {
             let mut state = self.state.take();
-            let member = state.members.remove(&id);
+            let member = state.remove(id);
             state.pending.retain(|pending| pending.id != id);
             let is_old = |parked: &Parked| parked.since.elapsed() >= RUN_REMEMBERED;
             over.extend(state.parked.iter().filter(|(_, parked)| is_old(parked)).map(|(&run, _)| run));
@@ -264,7 +269,8 @@ impl Hub {
         };
         drop(forgotten);
         // Without a member a newer connection of the run took over: for the room nothing happened.
-        let Some(Member { info, session, .. }) = member else { return self.changed.notify_all() };
+        let Some(member) = member else { return self.changed.notify_all() };
+        let Member { info, session, .. } = &*member;
         if error.is_none() {
             session.mailbox().files.fail_all(|| Error::Closed);
             session.mailbox().requests.fail_all(|| Error::Closed);
@@ -278,7 +284,7 @@ impl Hub {
                 member.session.announce(Presence::Left(info.nickname.clone()));
             }
         }
-        self.events.push_when_there_is_room(Event::PeerDisconnected { peer: info, error });
+        self.events.push_when_there_is_room(Event::PeerDisconnected { peer: info.clone(), error });
         // Whoever waits for the last peer to leave closes the events.
         self.changed.notify_all();
     }
@@ -302,6 +308,7 @@ impl Hub {
         };
         let receivers = self.receivers(to)?;
         deliver(&receivers, text, Some(sequence));
+        receivers.iter().for_each(|member| member.session.mailbox().wake());
         Ok(sequence)
     }
 
@@ -383,10 +390,13 @@ impl Hub {
             let mut state = self.state.take();
             let to = state.free_nickname(Some(wished), id);
             // A newer connection of the run took over.
-            let Some(member) = state.members.get_mut(&id) else { return };
-            let from = std::mem::replace(&mut member.info.nickname, to.clone());
-            member.called.set(to.clone());
-            (from, to, member.info.in_room, Arc::clone(&member.session))
+            let Some(mut member) = state.remove(id) else { return };
+            let renamed = Arc::make_mut(&mut member);
+            let from = std::mem::replace(&mut renamed.info.nickname, to.clone());
+            renamed.called.set(to.clone());
+            let (in_room, session) = (renamed.info.in_room, Arc::clone(&renamed.session));
+            state.add_shared(member);
+            (from, to, in_room, session)
         };
         session.name(to.clone());
         if in_room {
@@ -411,7 +421,7 @@ impl Hub {
 
     /// Says GOODBYE to everybody and waits until they are gone, `timeout` at most; then they are cut off.
     pub(crate) fn stop(&self, timeout: Duration) {
-        let members: Vec<Member> = {
+        let members: Vec<Arc<Member>> = {
             let mut state = self.state.take();
             state.stopping = true;
             state.members.values().cloned().collect()
@@ -455,10 +465,13 @@ impl Hub {
             }
             let Ok(receivers) = self.receivers(Some(to)) else { return Err((Refusal::Nobody, handled)) };
             deliver(&receivers, carried.clone(), None);
+            sender.gave(&receivers);
         } else if carried.to_room && !self.config.relay {
             return Err((Refusal::NoRelay, handled));
         } else if self.config.relay && (sender.in_room || carried.to_room) {
-            deliver(&self.room_but(sender.id), carried.clone(), None);
+            let receivers = self.room_but(sender.id);
+            deliver(&receivers, carried.clone(), None);
+            sender.gave(&receivers);
         }
         self.state.take().seen.remember(carried.run, carried.sequence);
         let private = carried.to.is_some();
@@ -468,22 +481,21 @@ impl Hub {
         Ok(())
     }
 
-    fn receivers(&self, to: Option<&Nickname>) -> Result<Vec<Member>> {
+    fn receivers(&self, to: Option<&Nickname>) -> Result<Vec<Arc<Member>>> {
         let Some(to) = to else { return Ok(self.room_but(0)) };
-        let member = self.state.take().members.values().find(|member| member.info.nickname == *to).cloned();
+        let member = self.state.take().member_called(to);
         member.map(|member| vec![member]).ok_or(Error::Refused(Refusal::Nobody))
     }
 
-    fn room_but(&self, id: u32) -> Vec<Member> {
+    fn room_but(&self, id: u32) -> Vec<Arc<Member>> {
         let state = self.state.take();
         state.members.values().filter(|member| member.info.in_room && member.info.id != id).cloned().collect()
     }
 
     /// Of who has that nickname in the room.
     fn mailbox_in_room(&self, nickname: &Nickname) -> Option<Arc<Mailbox>> {
-        let state = self.state.take();
-        let is_it = |member: &&Member| member.info.in_room && member.info.nickname == *nickname;
-        state.members.values().find(is_it).map(|member| Arc::clone(member.session.mailbox()))
+        let member = self.state.take().member_called(nickname).filter(|member| member.info.in_room);
+        member.map(|member| Arc::clone(member.session.mailbox()))
     }
 
     /// Whether whoever has this mailbox is connected.
@@ -494,11 +506,7 @@ impl Hub {
     /// Who has the nickname that another run wishes is asked whether it is alive: a board that was switched off and on comes back
     /// before its old connection is known to be dead.
     fn end_if_dead(&self, wished: &Nickname, run: RunId) {
-        let holder = {
-            let state = self.state.take();
-            let is_it = |member: &&Member| member.info.nickname == *wished && member.session.peer().run != run;
-            state.members.values().find(is_it).cloned()
-        };
+        let holder = self.state.take().member_called(wished).filter(|member| member.session.peer().run != run);
         let Some(holder) = holder.filter(|holder| !holder.session.answers_within(HOLDER_SILENCE_MAX)) else { return };
         holder.session.end();
         let is_there = |state: &mut State| state.members.contains_key(&holder.info.id);
@@ -580,13 +588,35 @@ impl State {
     /// Whether another than member `id` has it.
     fn is_taken(&self, nickname: &Nickname, id: u32) -> bool {
         // What the server itself says appears under this name.
-        nickname.as_str() == "server"
-            || self.members.values().any(|member| member.info.nickname == *nickname && member.info.id != id)
+        nickname.as_str() == "server" || self.called.get(nickname).is_some_and(|&holder| holder != id)
+    }
+
+    fn member_called(&self, nickname: &Nickname) -> Option<Arc<Member>> {
+        self.called.get(nickname).and_then(|id| self.members.get(id)).cloned()
+    }
+
+    fn add(&mut self, member: Member) {
+        self.add_shared(Arc::new(member));
+    }
+
+    fn add_shared(&mut self, member: Arc<Member>) {
+        self.called.insert(member.info.nickname.clone(), member.info.id);
+        self.members.insert(member.info.id, member);
+    }
+
+    fn remove(&mut self, id: u32) -> Option<Arc<Member>> {
+        let member = self.members.remove(&id)?;
+        // The run's next connection may have it already.
+        if self.called.get(&member.info.nickname) == Some(&id) {
+            self.called.remove(&member.info.nickname);
+        }
+        self.counted_from = 0;
+        Some(member)
     }
 
     /// PROTOCOL 2.5.
-    fn free_nickname(&self, wished: Option<&Nickname>, id: u32) -> Nickname {
-        let mut number = 1;
+    fn free_nickname(&mut self, wished: Option<&Nickname>, id: u32) -> Nickname {
+        let mut number = if wished.is_some() { 1 } else { self.counted_from.max(1) };
         loop {
             let nickname = match wished {
                 Some(wished) if number == 1 => wished.clone(),
@@ -594,6 +624,9 @@ impl State {
                 None => Nickname::counted(number),
             };
             if !self.is_taken(&nickname, id) {
+                if wished.is_none() {
+                    self.counted_from = number;
+                }
                 return nickname;
             }
             number += 1;
@@ -601,15 +634,14 @@ impl State {
     }
 }
 
-/// Queues one text for each receiver; whoever is too slow for it is cut off.
-fn deliver(receivers: &[Member], text: wire::Text, sequence: Option<u64>) {
+/// Queues one text for each receiver, who is woken by the caller; whoever is too slow for it is cut off.
+fn deliver(receivers: &[Arc<Member>], text: wire::Text, sequence: Option<u64>) {
     let (frame, tail_bytes) = encode_text(text);
     for member in receivers {
         let mailbox = member.session.mailbox();
         if mailbox.texts.push(&frame, tail_bytes, sequence, receivers.len()).is_err() {
             member.session.end();
         }
-        mailbox.wake();
     }
 }
 

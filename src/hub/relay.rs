@@ -182,9 +182,9 @@ impl Relay {
     /// Whom a file is for. Nobody at all refuses it.
     fn recipients(&self, hub: &Hub, run: RunId, relay: &wire::Relay) -> Result<Vec<Nickname>, Refusal> {
         let Some(to) = &relay.to else {
-            let takes = |member: &Member| member.session.peer().takes_files && member.session.peer().run != run;
+            let takes = |member: &Arc<Member>| member.session.peer().takes_files && member.session.peer().run != run;
             let others = hub.room_but(0).into_iter().filter(takes);
-            let nicknames: Vec<_> = others.map(|member| member.info.nickname).collect();
+            let nicknames: Vec<_> = others.map(|member| member.info.nickname.clone()).collect();
             return if nicknames.is_empty() { Err(Refusal::Nobody) } else { Ok(nicknames) };
         };
         let nicknames: BTreeSet<Nickname> = to.iter().cloned().collect();

@@ -38,6 +38,8 @@ pub(crate) trait Owner: Send + Sync {
     /// A text came. It is acknowledged when `handled` is dropped. An error refuses it, and gives `handled` back: the
     /// refusal must be said first (PROTOCOL 4.4).
     fn text(&self, text: wire::Text, handled: Handled) -> std::result::Result<(), (Refusal, Handled)>;
+    /// All that has come was taken in: what it gave to others may go.
+    fn rest(&self) {}
     /// Asks another peer for what it shares. An error refuses the request.
     fn get_from(&self, _: &Nickname, _: RequestOf, _: Option<SafePath>) -> std::result::Result<(), Refusal> {
         Err(Refusal::NoRelay)
@@ -141,6 +143,7 @@ impl Session {
         let epoch = self.mailbox.attach(&self.peer, waker(&self.this));
         self.begin();
         let result = self.read(&mut reader, epoch);
+        self.owner.rest();
         let violation = self.turn.take().violation.take();
         let result = match violation.map_or(result, Err) {
             Ok(Goodbye::Reconnect) => Err(Error::Goodbye(Goodbye::Reconnect)),
@@ -241,7 +244,10 @@ impl Session {
                     progress = (Instant::now(), reader.bytes());
                     continue;
                 }
-                None => self.flush(),
+                None => {
+                    self.owner.rest();
+                    self.flush();
+                }
             }
             let due = closes_at.or((!reader.is_between_frames()).then_some(progress.0 + FRAME_PROGRESS));
             let due = due.filter(|due| *due < Instant::now() + PING_AFTER);

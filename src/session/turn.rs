@@ -342,7 +342,8 @@ impl Session {
         if let Some(nickname) = turn.named.take() {
             Message::Named(nickname).encode(out);
         }
-        for presence in turn.presence.drain(..) {
+        // A crowd's arrival is long, and comes once: its room is not kept.
+        for presence in std::mem::take(&mut turn.presence) {
             Message::Presence(presence).encode(out);
         }
         self.mailbox.texts.take(out);
