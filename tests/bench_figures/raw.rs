@@ -18,6 +18,14 @@ pub enum Protocol {
     Nats,
 }
 
+/// What a frame says, as far as it counts.
+pub enum Said {
+    Text,
+    /// So many texts of ours in all.
+    Acknowledged(u64),
+    Other,
+}
+
 impl Protocol {
     /// Opens a connection that hears everything said in the room, or on the one subject.
     pub fn join(self, address: SocketAddr) -> TcpStream {
@@ -64,23 +72,29 @@ impl Protocol {
         out
     }
 
-    /// The first whole frame: its bytes, and whether it is a text.
-    pub fn next_frame(self, input: &[u8]) -> Option<(usize, bool)> {
-        let (bytes, is_text) = match self {
+    /// The first whole frame: its bytes, and what it says.
+    pub fn next_frame(self, input: &[u8]) -> Option<(usize, Said)> {
+        let number = |at: usize| Some(u64::from_be_bytes(input.get(at..at + 8)?.try_into().ok()?));
+        let (bytes, said) = match self {
             Protocol::Postwire => {
-                (9 + u64::from_be_bytes(input.get(1..9)?.try_into().ok()?) as usize, input[0] == TEXT)
+                let said = match input.first()? {
+                    &TEXT => Said::Text,
+                    &TEXT_ACK => Said::Acknowledged(number(9)?),
+                    _ => Said::Other,
+                };
+                (9 + number(1)? as usize, said)
             }
             Protocol::Nats => {
                 let line = input.windows(2).position(|end| end == b"\r\n")?;
                 if input.starts_with(b"MSG ") {
                     let length = std::str::from_utf8(&input[..line]).unwrap().rsplit(' ').next().unwrap();
-                    (line + 2 + length.parse::<usize>().unwrap() + 2, true)
+                    (line + 2 + length.parse::<usize>().unwrap() + 2, Said::Text)
                 } else {
-                    (line + 2, false)
+                    (line + 2, Said::Other)
                 }
             }
         };
-        (input.len() >= bytes).then_some((bytes, is_text))
+        (input.len() >= bytes).then_some((bytes, said))
     }
 }
 
@@ -169,3 +183,4 @@ fn read_what_is_there(stream: &mut TcpStream) -> usize {
 const REFUSED: u8 = 0x84;
 const NAMED: u8 = 0x86;
 const TEXT: u8 = 0x90;
+const TEXT_ACK: u8 = 0x91;
