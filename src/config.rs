@@ -37,6 +37,8 @@ pub const NUMBERED_NAMES_MAX: u32 = 10_000;
 
 /// A text: more is a file.
 pub const TEXT_BYTES_MAX: usize = 64 * KIB;
+/// Texts that are acknowledged in one frame while more wait to be handled.
+pub const TEXTS_ACKNOWLEDGED_TOGETHER: u64 = 16;
 /// The least that a peer must take for a text to be of use.
 pub const TEXT_BYTES_LEAST: usize = KIB;
 /// Unacknowledged texts a peer may have under way, however short: each is kept with who said it until it is printed.
@@ -237,6 +239,10 @@ pub const THREAD_STACK_BYTES: usize = 128 * KIB;
 pub const CONNECTION_BYTES_MAX: usize = 512 * KIB;
 /// The read buffer of a connection: heads and texts; what is larger is read straight into its own place.
 pub const READ_BUFFER_BYTES: usize = 4 * KIB;
+/// The same while texts come faster than they are read.
+pub const READ_BUFFER_BYTES_MAX: usize = 16 * KIB;
+/// So many frames in a full read buffer are a flood of texts, and no file.
+pub const READ_BUFFER_FRAMES: usize = 8;
 
 /// Descriptors of the process itself: standard streams, signals, the listener, directories, programs of `--exec`.
 pub const DESCRIPTORS_OWN: usize = 24;

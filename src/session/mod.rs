@@ -401,8 +401,12 @@ impl Session {
         let this = Weak::clone(&self.this);
         let handled = Handled::new(move || {
             if let Some(session) = this.upgrade() {
-                session.turn.take().text_handled(number, bytes);
-                session.flush();
+                let mut turn = session.turn.take();
+                turn.text_handled(number, bytes);
+                if turn.is_to_acknowledge() {
+                    drop(turn);
+                    session.flush();
+                }
             }
         });
         if let Err((refusal, handled)) = self.owner.text(text, handled) {

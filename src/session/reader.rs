@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::config::READ_BUFFER_BYTES;
+use crate::config::{READ_BUFFER_BYTES, READ_BUFFER_BYTES_MAX, READ_BUFFER_FRAMES};
 use crate::conn::Conn;
 use crate::error::{Error, Result, WireError};
 use crate::wire::{Decoder, Frame};
@@ -15,6 +15,8 @@ pub(crate) struct FrameReader {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
+    /// Frames that ended in what was read last.
+    frames: usize,
     /// What a direct read completed.
     ready: Option<std::result::Result<Frame, WireError>>,
     bytes: u64,
@@ -22,7 +24,16 @@ pub(crate) struct FrameReader {
 
 impl FrameReader {
     pub(crate) fn new(conn: Arc<Conn>, decoder: Decoder) -> FrameReader {
-        FrameReader { conn, decoder, buffer: vec![0; READ_BUFFER_BYTES], start: 0, end: 0, ready: None, bytes: 0 }
+        FrameReader {
+            conn,
+            decoder,
+            buffer: vec![0; READ_BUFFER_BYTES],
+            start: 0,
+            end: 0,
+            frames: 0,
+            ready: None,
+            bytes: 0,
+        }
     }
 
     /// The next frame that has come whole, without reading.
@@ -35,6 +46,7 @@ impl FrameReader {
             let (taken, frame) = self.decoder.decode(input)?;
             self.start += taken;
             if frame.is_some() {
+                self.frames += 1;
                 return Ok(frame);
             }
         }
@@ -45,8 +57,9 @@ impl FrameReader {
     pub(crate) fn read(&mut self) -> io::Result<usize> {
         let space = self.decoder.tail_space();
         let count = if space.is_empty() {
+            self.fit_buffer();
             let count = self.conn.read(&mut self.buffer)?;
-            (self.start, self.end) = (0, count);
+            (self.start, self.end, self.frames) = (0, count, 0);
             count
         } else {
             let count = self.conn.read(space)?;
@@ -55,6 +68,15 @@ impl FrameReader {
         };
         self.bytes += u64::try_from(count).unwrap_or_default();
         Ok(count)
+    }
+
+    /// Many small frames are read in larger pieces, so that what they cause is done for many at once.
+    fn fit_buffer(&mut self) {
+        let is_flooded = self.end == self.buffer.len() && self.frames >= READ_BUFFER_FRAMES;
+        let wanted = if is_flooded { READ_BUFFER_BYTES_MAX } else { READ_BUFFER_BYTES };
+        if self.buffer.len() < wanted || (self.buffer.len() > wanted && self.end < READ_BUFFER_BYTES) {
+            self.buffer = vec![0; wanted];
+        }
     }
 
     /// Whether no frame has begun.

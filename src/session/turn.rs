@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Session;
-use crate::config::{CHUNK_BYTES_MAX, REFUSED_TIMEOUT};
+use crate::config::{CHUNK_BYTES_MAX, REFUSED_TIMEOUT, TEXTS_ACKNOWLEDGED_TOGETHER};
 use crate::error::{Error, Goodbye, Refusal};
 use crate::name::Nickname;
 use crate::wire::{Message, Presence, Subject};
@@ -117,6 +117,12 @@ impl Turn {
         while self.texts_handled_early.remove(&(self.texts_handled + 1)) {
             self.texts_handled += 1;
         }
+    }
+
+    /// Whether that is worth a write of its own: while more of them wait to be handled they are acknowledged together.
+    pub(super) fn is_to_acknowledge(&self) -> bool {
+        let unsaid = self.texts_handled - self.texts_said;
+        unsaid > 0 && (self.texts_handled == self.texts_arrived || unsaid >= TEXTS_ACKNOWLEDGED_TOGETHER)
     }
 
     /// PROTOCOL 4.5: bytes of texts that are not handled, and texts whose acknowledgement was not said.
