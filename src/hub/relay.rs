@@ -421,6 +421,9 @@ impl Relay {
             rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT => Refusal::NoRoom,
             _ => Refusal::Failed,
         })?;
+        if let Parting::File(parcel) = &left.what {
+            parcel.held.set_stays(true);
+        }
         self.state.take().left.entry(nickname.clone()).or_default().notes.insert(number, left);
         Ok(())
     }
@@ -821,14 +824,16 @@ impl RelayPassage {
             return Ok(());
         }
         for nickname in &self.nicknames {
+            // Each note holds the file for itself: what one has stays for the others.
+            let held = spool.hold(&self.meta);
+            held.is_stored_as(arrived.stored.clone());
             let left = Left {
                 run: self.key.0,
                 number: self.key.1.into(),
-                what: Parting::File(self.parcel()),
+                what: Parting::File(Parcel { held: Arc::new(held), ..self.parcel() }),
                 has_started: false,
                 is_refused: false,
             };
-            self.held.set_stays(true);
             hub.relay.leave(&spool, nickname, left, &note(self.key, nickname, &self.meta, self.kind, arrived))?;
         }
         Ok(())
