@@ -269,6 +269,21 @@ fn what_is_left_for_two_waits_for_the_second_though_the_server_ends_after_the_fi
 }
 
 #[test]
+fn a_kill_between_the_ends_of_a_file_and_of_its_note_leaves_neither() {
+    let mut net = Net::new(&[]);
+    let file = net.scratch.file("fw.bin", 300_000, 1);
+    net.send(&["--leave", "--for", "b7", "--file", &file, "--text", "flash"]).assert_code(0);
+    net.restart_server(|net| {
+        let files = net.path("inbox/.postwire-relay-0.part/files");
+        fs::remove_dir_all(&files).unwrap();
+        fs::create_dir(&files).unwrap();
+    });
+    assert_eq!(net.kept(), [0, 1], "only the text's");
+    net.board("b7", &[]).wait_stdout(|line| line.ends_with(": flash"));
+    net.wait_until_nothing_is_kept();
+}
+
+#[test]
 fn what_was_left_and_refused_comes_when_its_receiver_comes_again() {
     let net = Net::new(&[]);
     let file = net.scratch.file("fw.bin", 2_000_000, 1);
