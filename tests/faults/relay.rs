@@ -256,12 +256,14 @@ fn kills_between_storing_and_delivering() {
     programme.run(3, || (), |number, ()| Round::new(number, &programme).run());
 }
 
-/// One board, and one sender of files and texts by turns; in every second round they are left for the board.
+/// One board, and one sender of files and texts by turns; in every second round they are left for the board, and in every fourth
+/// for another besides, which comes when all else is over.
 struct Round<'a> {
     programme: &'a Programme,
     random: Random,
     scratch: Scratch,
     leaves: bool,
+    has_latecomer: bool,
     files: Vec<String>,
     server: Server,
     spool: Spool,
@@ -280,7 +282,7 @@ impl Round<'_> {
         let mut random = Random::of_round(number);
         let scratch = Scratch::new();
         let inbox = scratch.directory("inbox");
-        scratch.directory("b7");
+        ["b7", "b8"].iter().for_each(|nick| drop(scratch.directory(nick)));
         let files = (0..=random.below(3)).map(|index| {
             let size = [random.below(300), random.below(600_000), MIB + random.below(12 * MIB)];
             let size = size[usize::try_from(random.below(4)).unwrap().min(2)];
@@ -294,6 +296,7 @@ impl Round<'_> {
             random,
             scratch,
             leaves: number % 2 == 1,
+            has_latecomer: number % 4 == 1,
             files,
             server,
             spool,
@@ -320,7 +323,7 @@ impl Round<'_> {
                 3 if self.board.is_some() => self.kill_board(),
                 _ => sender = self.kill_sender(sender),
             }
-            self.check_board_directory();
+            self.check_board_directory("b7");
         }
         if self.board.is_none() {
             self.start_board();
@@ -330,9 +333,12 @@ impl Round<'_> {
         self.done.push(self.runs);
         if !self.leaves {
             // Exit 0 is a promise about this moment.
-            self.check_board_has_all();
+            self.check_board_has_all("b7");
             let names: Vec<_> = self.files.iter().map(|path| (file_name(path), "b7")).collect();
             assert_receipts(&run, &names);
+        }
+        if self.has_latecomer {
+            self.latecomer();
         }
         self.spool.wait_until_empty();
         if self.runs == 1 {
@@ -341,7 +347,7 @@ impl Round<'_> {
             // Of a file that came twice at once, and broke off, one goes on.
             self.programme.add("partials of files sent twice", self.board_partials().len().try_into().unwrap());
         }
-        self.check_board_has_all();
+        self.check_board_has_all("b7");
         assert_eq!(names_in(self.scratch.path("inbox")), [".postwire-relay-0.part"], "the server has nothing of it");
         let mut board = self.board.take().unwrap();
         board.signal(Signal::TERM);
@@ -356,18 +362,41 @@ impl Round<'_> {
         let texts: Vec<_> = (0..self.files.len()).map(|index| format!("{} {index}", self.runs)).collect();
         let mut arguments = vec!["--to", &address, "--nick", "ann", "--for", "b7", "--retry", "2m", "--json"];
         arguments.extend(self.leaves.then_some("--leave"));
+        arguments.extend(self.has_latecomer.then_some(["--for", "b8"]).into_iter().flatten());
         arguments.extend(self.files.iter().zip(&texts).flat_map(|(file, text)| ["--file", file, "--text", text]));
         client_spawn(&arguments)
     }
 
     fn start_board(&mut self) {
-        let (address, dir) = (self.server.address(), self.scratch.path("b7"));
-        let fixed = ["--to", &address, "--nick", "b7", "--dir", &dir, "--stay", "--json"];
-        self.board = Some(client_spawn(&fixed));
+        self.board = Some(self.board_of("b7"));
     }
 
+    fn board_of(&self, nick: &str) -> Running {
+        let (address, dir) = (self.server.address(), self.scratch.path(nick));
+        client_spawn(&["--to", &address, "--nick", nick, "--dir", &dir, "--stay", "--json"])
+    }
+
+    /// It hears all that any of the runs left that ended well, and has the files.
+    fn latecomer(&self) {
+        let mut board = self.board_of("b8");
+        for of_run in &self.done {
+            for index in 0..self.files.len() {
+                let said = format!("{of_run} {index}");
+                board.wait_stdout(|line| json_value(line, "text") == Some(&said));
+            }
+        }
+        self.check_board_has_all("b8");
+        self.programme.count("latecomers right");
+    }
+
+    /// By force, or as whoever stops a service does.
     fn kill_server(&mut self) {
-        self.server.kill();
+        if self.random.below(4) == 0 {
+            self.server.signal(Signal::TERM);
+            self.server.wait().assert_code(0);
+        } else {
+            self.server.kill();
+        }
         pause(Duration::from_millis(self.random.below(2) * self.random.below(100)));
         let inbox = self.scratch.path("inbox");
         self.server.restart(&["--dir", &inbox]);
@@ -437,17 +466,18 @@ impl Round<'_> {
     }
 
     /// What has a real name is whole.
-    fn check_board_directory(&self) {
-        for name in names_in(self.scratch.path("b7")).iter().filter(|name| !is_partial(name)) {
+    fn check_board_directory(&self, board: &str) {
+        for name in names_in(self.scratch.path(board)).iter().filter(|name| !is_partial(name)) {
             assert!(self.files.iter().any(|path| file_name(path) == name), "nobody sent {name}");
-            assert_same_file(self.scratch.path(name), self.scratch.path(&format!("b7/{name}")));
+            assert_same_file(self.scratch.path(name), self.scratch.path(&format!("{board}/{name}")));
         }
     }
 
-    fn check_board_has_all(&self) {
-        self.check_board_directory();
+    fn check_board_has_all(&self, board: &str) {
+        self.check_board_directory(board);
+        let there = names_in(self.scratch.path(board));
         for path in &self.files {
-            assert!(Path::new(&self.scratch.path(&format!("b7/{}", file_name(path)))).exists(), "{path} is missing");
+            assert!(there.iter().any(|name| name == file_name(path)), "{board} does not have {path}: {there:?}");
         }
     }
 
@@ -496,6 +526,70 @@ impl Round<'_> {
 
 fn file_name(path: &str) -> &str {
     Path::new(path).file_name().unwrap().to_str().unwrap()
+}
+
+// Requests.
+
+#[test]
+#[ignore = "a fault programme: scripts/test-slow"]
+fn kills_while_what_a_board_shares_is_fetched() {
+    let programme = Programme::new("relay: requests", 100);
+    programme.run(3, || (), |number, ()| fetch(&mut Random::of_round(number), &programme));
+}
+
+/// One asks for two files of a board. It may be told that the board is not there; then it asks again.
+fn fetch(random: &mut Random, programme: &Programme) {
+    let scratch = Scratch::new();
+    let [inbox, share, here] = ["inbox", "share", "here"].map(|name| scratch.directory(name));
+    let names = ["large", "small"];
+    let sizes = [MIB + random.below(12 * MIB), random.below(200_000)];
+    names.iter().zip(sizes).for_each(|(name, size)| drop(scratch.file(&format!("share/{name}"), size, random.next())));
+    let mut server = Server::start(&["--dir", &inbox]);
+    let address = server.address();
+    let start_board = || {
+        let mut board = client_spawn(&["--to", &address, "--nick", "b7", "--share", &share, "--stay"]);
+        board.wait_stderr(|line| line == "you are b7");
+        board
+    };
+    let get = ["--to", &address, "--from", "b7", "--get", names[0], "--get", names[1], "--dir", &here, "--retry", "2m"];
+    let check = || {
+        let there = names_in(&here).into_iter().filter(|name| !is_partial(name));
+        there.map(|name| assert_same_file(format!("{share}/{name}"), format!("{here}/{name}"))).count()
+    };
+    let mut board = start_board();
+    let mut asker = client_spawn(&get);
+    for _ in 0..=random.below(3) {
+        pause(Duration::from_millis(random.below(150)));
+        match random.below(4) {
+            0 | 1 => {
+                server.kill();
+                server.restart(&["--dir", &inbox]);
+                programme.count("kills of the server");
+            }
+            2 => {
+                board.kill();
+                board = start_board();
+                programme.count("kills of the board");
+            }
+            _ => {
+                asker.kill();
+                asker = client_spawn(&get);
+                programme.count("kills of the asker");
+            }
+        }
+        check();
+    }
+    let mut run = ended(&mut asker);
+    if run.code != 0 {
+        run.assert([7, 9].contains(&run.code) && run.stderr.contains("nobody of that name"), "the board is not there");
+        programme.count("told that the board is not there");
+        // It comes back after its first pauses.
+        let again = [&get[..], &["--quiet"]].concat();
+        run = until("the board", || Some(ended(&mut client_spawn(&again))).filter(|run| run.code != 7));
+    }
+    run.assert_code(0);
+    assert_eq!(check(), names.len());
+    programme.count("right");
 }
 
 // Many boards.
