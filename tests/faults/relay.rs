@@ -482,7 +482,8 @@ impl Round<'_> {
     }
 
     /// The texts of a run come in order, each after the file before it. Those that were left all come, and come again only
-    /// where the board's process ended; others may be lost with the server, which had acknowledged them.
+    /// where the board's process ended. Of the others one may be lost with the server, which had acknowledged it, or come again
+    /// after the server's end, when its sender was back before the board was.
     fn check_texts(&self) {
         let mut first_heard: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for process in &self.heard {
@@ -505,8 +506,12 @@ impl Round<'_> {
                     _ => {}
                 }
             }
+            let may_repeat = !self.leaves && self.has_killed("kills of the server");
             for indices in here.values() {
-                process.assert(indices.is_sorted_by(|one, other| one < other), "texts twice, or not in order");
+                process.assert(indices.is_sorted(), "texts not in order");
+                let repeated = indices.windows(2).filter(|pair| pair[0] == pair[1]).count();
+                process.assert(repeated == 0 || may_repeat, "texts twice");
+                self.programme.add("texts twice that were not left", repeated.try_into().unwrap());
             }
         }
         let may_lose =
