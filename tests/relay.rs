@@ -253,6 +253,38 @@ fn what_is_left_is_delivered_in_order_and_once_though_the_server_is_killed() {
 }
 
 #[test]
+fn what_is_left_for_two_waits_for_the_second_though_the_server_ends_after_the_first() {
+    let mut net = Net::new(&[]);
+    let file = net.scratch.file("fw.bin", 300_000, 1);
+    net.send(&["--leave", "--for", "b7", "--for", "b8", "--file", &file]).assert_code(0);
+    net.board("b7", &["--count", "1"]).wait().assert_code(0);
+    net.server.wait_stderr(|line| line == "b7 left");
+    until("one note less", || (net.kept() == [1, 1]).then_some(()));
+    net.server.signal(Signal::TERM);
+    net.server.wait().assert_code(0);
+    let inbox = net.path("inbox");
+    net.server.restart(&["--dir", &inbox]);
+    net.board("b8", &["--count", "1"]).wait().assert_code(0);
+    assert_same_file(&file, net.path("b8/fw.bin"));
+    net.wait_until_nothing_is_kept();
+}
+
+#[test]
+fn a_kill_between_the_ends_of_a_file_and_of_its_note_leaves_neither() {
+    let mut net = Net::new(&[]);
+    let file = net.scratch.file("fw.bin", 300_000, 1);
+    net.send(&["--leave", "--for", "b7", "--file", &file, "--text", "flash"]).assert_code(0);
+    net.restart_server(|net| {
+        let files = net.path("inbox/.postwire-relay-0.part/files");
+        fs::remove_dir_all(&files).unwrap();
+        fs::create_dir(&files).unwrap();
+    });
+    assert_eq!(net.kept(), [0, 1], "only the text's");
+    net.board("b7", &[]).wait_stdout(|line| line.ends_with(": flash"));
+    net.wait_until_nothing_is_kept();
+}
+
+#[test]
 fn what_was_left_and_refused_comes_when_its_receiver_comes_again() {
     let net = Net::new(&[]);
     let file = net.scratch.file("fw.bin", 2_000_000, 1);

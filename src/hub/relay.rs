@@ -510,7 +510,8 @@ impl Relay {
                     asker.files.not_handed_on(epoch, number, Refusal::Nobody);
                 }
                 Deed::Forget(note, left) => {
-                    if let Parting::File(parcel) = &left.what {
+                    // The file goes first: after a kill in between, a note without a file is told from one that waits.
+                    if let Parting::File(parcel) = left.what {
                         parcel.held.set_stays(false);
                     }
                     if let Some(spool) = &*self.spool.take() {
@@ -988,7 +989,7 @@ fn note(key: Key, nickname: &Nickname, meta: &Meta, kind: Kind, arrived: &Arrive
     bytes
 }
 
-/// What [`note`] wrote; `None` for what it did not.
+/// What [`note`] wrote; `None` for what it did not, and for a file that is gone.
 fn read_note(spool: &Arc<Spool>, bytes: &[u8]) -> Option<(Nickname, Left)> {
     let mut decoder = Decoder::for_server();
     decoder.hello_complete();
@@ -1013,7 +1014,7 @@ fn read_note(spool: &Arc<Spool>, bytes: &[u8]) -> Option<(Nickname, Left)> {
     let what = match (messages.next(), messages.next()) {
         (None, None) => Parting::Text(text),
         (Some(Message::Offer(offer)), Some(Message::Receipt(receipt))) => {
-            let held = Arc::new(spool.hold_stored(SafePath::parse(&receipt.stored).ok()?));
+            let held = Arc::new(spool.hold_stored(SafePath::parse(&receipt.stored).ok()?)?);
             held.set_stays(true);
             Parting::File(Parcel {
                 kind: Kind::from_wire(offer.kind)?,

@@ -103,7 +103,7 @@ impl Origin {
     }
 }
 
-fn open_below(top: &Arc<Dir>, path: &SafePath) -> std::result::Result<File, Errno> {
+pub(super) fn open_below(top: &Arc<Dir>, path: &SafePath) -> std::result::Result<File, Errno> {
     let mut dir = Arc::clone(top);
     for name in path.directories() {
         dir = Arc::new(dir.enter(name)?);

@@ -17,7 +17,7 @@ use rustix::fs::{flock, mkdirat, FlockOperation, Mode, OFlags, CWD};
 use rustix::io::Errno;
 
 use super::dir::Dir;
-use super::origin::failed;
+use super::origin::{failed, open_below};
 use super::partial::Identity;
 use super::{Meta, Origin, Store, Top};
 use crate::config::Config;
@@ -118,11 +118,14 @@ impl Spool {
         self.held(path)
     }
 
-    /// As [`Spool::hold`], for what an earlier run stored.
-    pub(crate) fn hold_stored(self: &Arc<Spool>, stored: SafePath) -> Held {
+    /// As [`Spool::hold`], for what an earlier run stored; `None` where it is not there any more.
+    pub(crate) fn hold_stored(self: &Arc<Spool>, stored: SafePath) -> Option<Held> {
+        if matches!(open_below(&self.top.dir, &stored), Err(Errno::NOENT)) {
+            return None;
+        }
         let held = self.held(stored.clone());
         held.is_stored_as(stored);
-        held
+        Some(held)
     }
 
     fn held(self: &Arc<Spool>, path: SafePath) -> Held {

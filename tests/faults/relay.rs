@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::common::{
-    assert_same_file, client_spawn, processor_time, until, Run, Running, Scratch, Server, Signal, BINARY,
+    assert_same_file, client_spawn, processor_time, until, Run, Running, Scratch, Server, Signal, BINARY, DEADLINE,
 };
 use crate::mounts::{in_private_network, run, Mount};
 use crate::proxy::{Direction, Faults, Line, Proxy};
@@ -152,8 +152,7 @@ impl Net {
         for dir in [first.as_str(), &third, self.disk.root()] {
             assert_same_file(&small, format!("{dir}/small"));
         }
-        let spool = Spool::in_directory(&scratch.path("inbox"));
-        until("an empty spool", || spool.is_empty().then_some(()));
+        Spool::in_directory(&scratch.path("inbox")).wait_until_empty();
         programme.add("files right", 5);
     }
 
@@ -202,22 +201,44 @@ impl Spool {
         Spool(format!("{dir}/.postwire-relay-0.part"))
     }
 
-    fn notes(&self) -> usize {
-        fs::read_dir(format!("{}/notes", self.0)).map_or(0, Iterator::count)
+    fn notes(&self) -> Vec<String> {
+        names_below(&format!("{}/notes", self.0))
     }
 
-    /// The names of all files, partials too. Any of them may go meanwhile.
+    /// The paths of all files, partials too.
     fn files(&self) -> Vec<String> {
-        let groups = fs::read_dir(format!("{}/files", self.0)).into_iter().flatten().flatten();
-        let files = groups.flat_map(|group| match fs::read_dir(group.path()) {
-            Ok(files) => files.flatten().map(|file| file.file_name().into_string().unwrap()).collect(),
-            Err(_) => vec![group.file_name().into_string().unwrap()],
-        });
-        files.collect()
+        let groups = names_below(&format!("{}/files", self.0));
+        let in_group = |group: String| {
+            let names = names_below(&format!("{}/files/{group}", self.0));
+            names.into_iter().map(move |name| format!("{group}/{name}"))
+        };
+        groups.into_iter().flat_map(in_group).collect()
     }
 
-    fn is_empty(&self) -> bool {
-        self.notes() == 0 && fs::read_dir(format!("{}/files", self.0)).map_or(0, Iterator::count) == 0
+    /// It is kept until others have it, and no longer.
+    #[track_caller]
+    fn wait_until_empty(&self) {
+        until_none("in the spool", || [self.notes(), names_below(&format!("{}/files", self.0))].concat());
+    }
+}
+
+/// What is in a directory that may be gone, or go.
+fn names_below(path: &str) -> Vec<String> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
+}
+
+/// As [`crate::until`], and says what is still there.
+#[track_caller]
+fn until_none(what: &str, look: impl Fn() -> Vec<String>) {
+    let started = Instant::now();
+    loop {
+        let left = look();
+        if left.is_empty() {
+            return;
+        }
+        assert!(started.elapsed() < DEADLINE, "still {what}: {left:?}");
+        pause(LOOK_AGAIN);
     }
 }
 
@@ -235,12 +256,14 @@ fn kills_between_storing_and_delivering() {
     programme.run(3, || (), |number, ()| Round::new(number, &programme).run());
 }
 
-/// One board, and one sender of files and texts by turns; in every second round they are left for the board.
+/// One board, and one sender of files and texts by turns; in every second round they are left for the board, and in every fourth
+/// for another besides, which comes when all else is over.
 struct Round<'a> {
     programme: &'a Programme,
     random: Random,
     scratch: Scratch,
     leaves: bool,
+    has_latecomer: bool,
     files: Vec<String>,
     server: Server,
     spool: Spool,
@@ -259,7 +282,7 @@ impl Round<'_> {
         let mut random = Random::of_round(number);
         let scratch = Scratch::new();
         let inbox = scratch.directory("inbox");
-        scratch.directory("b7");
+        ["b7", "b8"].iter().for_each(|nick| drop(scratch.directory(nick)));
         let files = (0..=random.below(3)).map(|index| {
             let size = [random.below(300), random.below(600_000), MIB + random.below(12 * MIB)];
             let size = size[usize::try_from(random.below(4)).unwrap().min(2)];
@@ -273,6 +296,7 @@ impl Round<'_> {
             random,
             scratch,
             leaves: number % 2 == 1,
+            has_latecomer: number % 4 == 1,
             files,
             server,
             spool,
@@ -299,7 +323,7 @@ impl Round<'_> {
                 3 if self.board.is_some() => self.kill_board(),
                 _ => sender = self.kill_sender(sender),
             }
-            self.check_board_directory();
+            self.check_board_directory("b7");
         }
         if self.board.is_none() {
             self.start_board();
@@ -309,13 +333,21 @@ impl Round<'_> {
         self.done.push(self.runs);
         if !self.leaves {
             // Exit 0 is a promise about this moment.
-            self.check_board_has_all();
+            self.check_board_has_all("b7");
             let names: Vec<_> = self.files.iter().map(|path| (file_name(path), "b7")).collect();
             assert_receipts(&run, &names);
         }
-        until("an empty spool", || self.spool.is_empty().then_some(()));
-        until("no partial on the board", || self.board_partials().is_empty().then_some(()));
-        self.check_board_has_all();
+        if self.has_latecomer {
+            self.latecomer();
+        }
+        self.spool.wait_until_empty();
+        if self.runs == 1 {
+            until_none("on the board", || self.board_partials());
+        } else {
+            // Of a file that came twice at once, and broke off, one goes on.
+            self.programme.add("partials of files sent twice", self.board_partials().len().try_into().unwrap());
+        }
+        self.check_board_has_all("b7");
         assert_eq!(names_in(self.scratch.path("inbox")), [".postwire-relay-0.part"], "the server has nothing of it");
         let mut board = self.board.take().unwrap();
         board.signal(Signal::TERM);
@@ -330,18 +362,41 @@ impl Round<'_> {
         let texts: Vec<_> = (0..self.files.len()).map(|index| format!("{} {index}", self.runs)).collect();
         let mut arguments = vec!["--to", &address, "--nick", "ann", "--for", "b7", "--retry", "2m", "--json"];
         arguments.extend(self.leaves.then_some("--leave"));
+        arguments.extend(self.has_latecomer.then_some(["--for", "b8"]).into_iter().flatten());
         arguments.extend(self.files.iter().zip(&texts).flat_map(|(file, text)| ["--file", file, "--text", text]));
         client_spawn(&arguments)
     }
 
     fn start_board(&mut self) {
-        let (address, dir) = (self.server.address(), self.scratch.path("b7"));
-        let fixed = ["--to", &address, "--nick", "b7", "--dir", &dir, "--stay", "--json"];
-        self.board = Some(client_spawn(&fixed));
+        self.board = Some(self.board_of("b7"));
     }
 
+    fn board_of(&self, nick: &str) -> Running {
+        let (address, dir) = (self.server.address(), self.scratch.path(nick));
+        client_spawn(&["--to", &address, "--nick", nick, "--dir", &dir, "--stay", "--json"])
+    }
+
+    /// It hears all that any of the runs left that ended well, and has the files.
+    fn latecomer(&self) {
+        let mut board = self.board_of("b8");
+        for of_run in &self.done {
+            for index in 0..self.files.len() {
+                let said = format!("{of_run} {index}");
+                board.wait_stdout(|line| json_value(line, "text") == Some(&said));
+            }
+        }
+        self.check_board_has_all("b8");
+        self.programme.count("latecomers right");
+    }
+
+    /// By force, or as whoever stops a service does.
     fn kill_server(&mut self) {
-        self.server.kill();
+        if self.random.below(4) == 0 {
+            self.server.signal(Signal::TERM);
+            self.server.wait().assert_code(0);
+        } else {
+            self.server.kill();
+        }
         pause(Duration::from_millis(self.random.below(2) * self.random.below(100)));
         let inbox = self.scratch.path("inbox");
         self.server.restart(&["--dir", &inbox]);
@@ -381,7 +436,7 @@ impl Round<'_> {
         }
         let has_begun = || match stage {
             1 => !self.spool.files().is_empty(),
-            2 => self.spool.notes() > 0 || self.spool.files().iter().any(|name| !is_partial(name)),
+            2 => !self.spool.notes().is_empty() || self.spool.files().iter().any(|path| !is_partial(file_name(path))),
             _ => !self.board_partials().is_empty(),
         };
         let started = Instant::now();
@@ -395,9 +450,9 @@ impl Round<'_> {
         let files = self.spool.files();
         if !self.board_partials().is_empty() {
             "hit while it was handed on"
-        } else if files.iter().any(|name| is_partial(name)) {
+        } else if files.iter().any(|path| is_partial(file_name(path))) {
             "hit while it came"
-        } else if self.spool.notes() > 0 {
+        } else if !self.spool.notes().is_empty() {
             "hit with notes"
         } else if files.is_empty() {
             "hit with an empty spool"
@@ -411,22 +466,24 @@ impl Round<'_> {
     }
 
     /// What has a real name is whole.
-    fn check_board_directory(&self) {
-        for name in names_in(self.scratch.path("b7")).iter().filter(|name| !is_partial(name)) {
+    fn check_board_directory(&self, board: &str) {
+        for name in names_in(self.scratch.path(board)).iter().filter(|name| !is_partial(name)) {
             assert!(self.files.iter().any(|path| file_name(path) == name), "nobody sent {name}");
-            assert_same_file(self.scratch.path(name), self.scratch.path(&format!("b7/{name}")));
+            assert_same_file(self.scratch.path(name), self.scratch.path(&format!("{board}/{name}")));
         }
     }
 
-    fn check_board_has_all(&self) {
-        self.check_board_directory();
+    fn check_board_has_all(&self, board: &str) {
+        self.check_board_directory(board);
+        let there = names_in(self.scratch.path(board));
         for path in &self.files {
-            assert!(Path::new(&self.scratch.path(&format!("b7/{}", file_name(path)))).exists(), "{path} is missing");
+            assert!(there.iter().any(|name| name == file_name(path)), "{board} does not have {path}: {there:?}");
         }
     }
 
     /// The texts of a run come in order, each after the file before it. Those that were left all come, and come again only
-    /// where the board's process ended; others may be lost with the server, which had acknowledged them.
+    /// where the board's process ended. Of the others one may be lost with the server, which had acknowledged it, or come again
+    /// after the server's end, when its sender was back before the board was.
     fn check_texts(&self) {
         let mut first_heard: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for process in &self.heard {
@@ -449,8 +506,12 @@ impl Round<'_> {
                     _ => {}
                 }
             }
+            let may_repeat = !self.leaves && self.has_killed("kills of the server");
             for indices in here.values() {
-                process.assert(indices.is_sorted_by(|one, other| one < other), "texts twice, or not in order");
+                process.assert(indices.is_sorted(), "texts not in order");
+                let repeated = indices.windows(2).filter(|pair| pair[0] == pair[1]).count();
+                process.assert(repeated == 0 || may_repeat, "texts twice");
+                self.programme.add("texts twice that were not left", repeated.try_into().unwrap());
             }
         }
         let may_lose =
@@ -470,6 +531,70 @@ impl Round<'_> {
 
 fn file_name(path: &str) -> &str {
     Path::new(path).file_name().unwrap().to_str().unwrap()
+}
+
+// Requests.
+
+#[test]
+#[ignore = "a fault programme: scripts/test-slow"]
+fn kills_while_what_a_board_shares_is_fetched() {
+    let programme = Programme::new("relay: requests", 100);
+    programme.run(3, || (), |number, ()| fetch(&mut Random::of_round(number), &programme));
+}
+
+/// One asks for two files of a board. It may be told that the board is not there; then it asks again.
+fn fetch(random: &mut Random, programme: &Programme) {
+    let scratch = Scratch::new();
+    let [inbox, share, here] = ["inbox", "share", "here"].map(|name| scratch.directory(name));
+    let names = ["large", "small"];
+    let sizes = [MIB + random.below(12 * MIB), random.below(200_000)];
+    names.iter().zip(sizes).for_each(|(name, size)| drop(scratch.file(&format!("share/{name}"), size, random.next())));
+    let mut server = Server::start(&["--dir", &inbox]);
+    let address = server.address();
+    let start_board = || {
+        let mut board = client_spawn(&["--to", &address, "--nick", "b7", "--share", &share, "--stay"]);
+        board.wait_stderr(|line| line == "you are b7");
+        board
+    };
+    let get = ["--to", &address, "--from", "b7", "--get", names[0], "--get", names[1], "--dir", &here, "--retry", "2m"];
+    let check = || {
+        let there = names_in(&here).into_iter().filter(|name| !is_partial(name));
+        there.map(|name| assert_same_file(format!("{share}/{name}"), format!("{here}/{name}"))).count()
+    };
+    let mut board = start_board();
+    let mut asker = client_spawn(&get);
+    for _ in 0..=random.below(3) {
+        pause(Duration::from_millis(random.below(150)));
+        match random.below(4) {
+            0 | 1 => {
+                server.kill();
+                server.restart(&["--dir", &inbox]);
+                programme.count("kills of the server");
+            }
+            2 => {
+                board.kill();
+                board = start_board();
+                programme.count("kills of the board");
+            }
+            _ => {
+                asker.kill();
+                asker = client_spawn(&get);
+                programme.count("kills of the asker");
+            }
+        }
+        check();
+    }
+    let mut run = ended(&mut asker);
+    if run.code != 0 {
+        run.assert([7, 9].contains(&run.code) && run.stderr.contains("nobody of that name"), "the board is not there");
+        programme.count("told that the board is not there");
+        // It comes back after its first pauses.
+        let again = [&get[..], &["--quiet"]].concat();
+        run = until("the board", || Some(ended(&mut client_spawn(&again))).filter(|run| run.code != 7));
+    }
+    run.assert_code(0);
+    assert_eq!(check(), names.len());
+    programme.count("right");
 }
 
 // Many boards.
@@ -512,8 +637,7 @@ fn a_firmware_for_many_boards_comes_once() {
     programme.add("KiB of memory at the server", peak);
     programme.report();
     assert!(peak <= SERVER_MEMORY_KIB_MAX, "{peak} KiB at the server");
-    let spool = Spool::in_directory(&inbox);
-    until("an empty spool", || spool.is_empty().then_some(()));
+    Spool::in_directory(&inbox).wait_until_empty();
     running.iter_mut().for_each(|board| drop(board.kill()));
 }
 
