@@ -20,7 +20,9 @@ use std::time::{Duration, Instant};
 
 use common::raw::{bytes, hello, peer, Frames};
 use common::{client, client_spawn, until, Scratch, Server};
-use postwire::config::{LEFT_MAX, OPEN_TRANSFERS_MAX, OUTBOX_BYTES_MAX, SMALL_FILES_BEGUN_MAX, TEXT_WINDOW_BYTES};
+use postwire::config::{
+    LEFT_MAX, OPEN_TRANSFERS_MAX, OUTBOX_BYTES_MAX, RELAYED_MAX, SMALL_FILES_BEGUN_MAX, TEXT_WINDOW_BYTES,
+};
 use postwire::wire::{
     CancelReason, Chunk, Decoder, Entry, Frame, Message, Offer, Peer, Presence, Receipt, Relay, RunId, Subject, Text,
     Time,
@@ -643,7 +645,7 @@ fn relay(relay: u32, leave: bool, to: Option<Vec<Nickname>>) -> Message {
 
 /// An empty file for those of a RELAY.
 fn for_others(transfer: u32, relay: u32, item: u32) -> Message {
-    let path = format!("f{item}").into_bytes();
+    let path = format!("f{transfer}").into_bytes();
     Message::Offer(Offer { content_crc: 0, relay, item, path, ..offer(transfer, 0, b"") })
 }
 
@@ -760,4 +762,54 @@ fn what_was_asked_for_another_is_never_stored_as_the_servers_own() {
     assert_eq!(wait_for(&mut second_frames, &mut second_decoder, refused), (1, Refusal::Nobody));
     let names: Vec<_> = fs::read_dir(&inbox).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, [".postwire-relay-0.part"]);
+}
+
+#[test]
+fn a_server_has_so_much_for_others_and_not_one_more() {
+    const AT_ONCE: usize = 2048;
+    let scratch = Scratch::new();
+    let inbox = scratch.directory("inbox");
+    let server = Server::start(&["--dir", &inbox, "--no-fsync"]);
+    let files = u32::try_from(RELAYED_MAX / AT_ONCE).unwrap();
+    let relays = bytes(&[relay(1, false, Some(nicknames(AT_ONCE))), relay(2, false, Some(nicknames(1)))]);
+    let too_much = |number| Message::Refused { subject: Subject::Transfer(number), refusal: Refusal::TooMuch };
+    // What is offered counts, and what was offered twice under one item counts once; all of it goes with its run.
+    for run in 1..=3 {
+        let (mut stream, mut frames, mut decoder) = session(&server.address(), &peer(run));
+        stream.write_all(&relays).unwrap();
+        let twice: Vec<Message> = (1..=files).map(|number| for_others(number, 1, number.div_ceil(2))).collect();
+        stream.write_all(&bytes(&twice)).unwrap();
+        stream.write_all(&bytes(&[for_others(files + 1, 2, files)])).unwrap();
+        let mut numbers = Vec::new();
+        while numbers.len() < usize::try_from(files).unwrap() {
+            wait_for(&mut frames, &mut decoder, |message| match message {
+                Message::Send { transfer, .. } => Some(transfer),
+                _ => None,
+            });
+            numbers.push(u32::try_from(numbers.len()).unwrap() + 1);
+        }
+        let refused = wait_for(&mut frames, &mut decoder, |message| {
+            matches!(message, Message::Refused { .. }).then_some(message)
+        });
+        assert_eq!(refused, too_much(files + 1));
+        let finish = |&transfer: &u32| Message::Finish { transfer, size: 0, crc: 0, grew: false };
+        stream.write_all(&bytes(&numbers.iter().map(finish).collect::<Vec<_>>())).unwrap();
+        for _ in &numbers {
+            wait_for(&mut frames, &mut decoder, |message| matches!(message, Message::Receipt(_)).then_some(()));
+        }
+        // Half of them are there twice.
+        for number in files + 2..files + 2 + files / 2 {
+            stream.write_all(&bytes(&[for_others(number, 1, number)])).unwrap();
+            let fate = fate(&mut stream, &mut frames, &mut decoder, number);
+            assert!(matches!(fate, Message::Receipt(_)), "{fate:?}");
+        }
+        let number = 3 * files;
+        stream.write_all(&bytes(&[for_others(number, 2, number)])).unwrap();
+        assert_eq!(fate(&mut stream, &mut frames, &mut decoder, number), too_much(number));
+        stream.write_all(&bytes(&[Message::Goodbye(Goodbye::Done)])).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        while frames.next(&mut decoder).is_some() {}
+        let kept = || fs::read_dir(format!("{inbox}/.postwire-relay-0.part/files")).unwrap().count();
+        until("an empty spool", || (kept() == 0).then_some(()));
+    }
 }

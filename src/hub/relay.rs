@@ -7,7 +7,7 @@
 //!
 //! Nothing is called while the state is locked that may come back here.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -33,8 +33,10 @@ pub(super) struct Relay {
 #[derive(Default)]
 struct State {
     items: HashMap<Key, Item>,
-    /// Of all items, those who have no outcome.
+    /// Of all items, those who have no outcome; and those of what is on its way here.
     awaited: usize,
+    /// Items of which all outcomes were said, oldest first. They are kept for who did not hear them.
+    over: VecDeque<Key>,
     /// What transfers to those it is for are about.
     legs: HashMap<TransferId, Leg>,
     left: BTreeMap<Nickname, Queue>,
@@ -318,7 +320,9 @@ impl Relay {
             }
         }
         self.run(deeds);
-        self.wind_up();
+        if is_gone {
+            self.wind_up();
+        }
         is_gone
     }
 
@@ -402,7 +406,7 @@ impl Relay {
     }
 
     /// A text is left for one who may not be there; it is noted before this returns.
-    pub(super) fn leave_text(&self, hub: &Hub, text: wire::Text) -> Result<(), Refusal> {
+    pub(super) fn leave_text(self: &Arc<Self>, hub: &Hub, text: wire::Text) -> Result<(), Refusal> {
         let Some(nickname) = text.to.clone() else { return Err(Refusal::Unsupported) };
         let spool = self.spool()?;
         let mut bytes = note_start();
@@ -449,9 +453,12 @@ impl Relay {
         Ok(())
     }
 
-    fn go_on_with_left(&self, hub: &Hub, nickname: &Nickname) {
-        if let Some(mailbox) = hub.mailbox_in_room(nickname) {
-            self.arrive(hub, nickname, &mailbox);
+    fn go_on_with_left(self: &Arc<Self>, hub: &Hub, nickname: &Nickname) {
+        let Some(mailbox) = hub.mailbox_in_room(nickname) else { return };
+        self.arrive(hub, nickname, &mailbox);
+        // Who left meanwhile is waited for, but not for ever.
+        if !hub.is_here(&mailbox) {
+            self.depart(&mailbox);
         }
     }
 
@@ -463,16 +470,16 @@ impl Relay {
             item.recipients.iter().map(|recipient| recipient.nickname.clone()).collect()
         };
         let mut deeds = Vec::new();
+        let mut somebody_is_away = false;
         for nickname in nicknames {
             let mailbox = hub.mailbox_in_room(&nickname);
             let state = &mut *self.state.take();
-            let Some(item) = state.items.get_mut(&key) else { return };
-            let Some(recipient) = item.recipients.iter_mut().find(|it| it.nickname == nickname && it.is_awaited())
-            else {
-                continue;
-            };
+            let Some(item) = state.items.get_mut(&key) else { break };
+            // Who came meanwhile has it on its way.
+            let is_due = |it: &&mut Recipient| it.nickname == nickname && it.is_awaited() && it.via.is_none();
+            let Some(recipient) = item.recipients.iter_mut().find(is_due) else { continue };
             match (mailbox, &item.parcel) {
-                (Some(mailbox), Some(parcel)) if recipient.via.is_none() => {
+                (Some(mailbox), Some(parcel)) => {
                     let id = hub.ids.next();
                     recipient.via = Some((id, Arc::clone(&mailbox)));
                     state.legs.insert(id, Leg::Item(key, nickname));
@@ -481,7 +488,10 @@ impl Relay {
                 (None, _) if item.patience == Some(Duration::ZERO) => {
                     state.end(&key, &nickname, Err(Refusal::Nobody), &mut deeds);
                 }
-                (None, _) => item.wait_for(&nickname, false),
+                (None, _) => {
+                    item.wait_for(&nickname, false);
+                    somebody_is_away = true;
+                }
                 _ => {}
             }
         }
@@ -489,7 +499,9 @@ impl Relay {
         self.run(deeds);
         // Who left meanwhile was not seen to have anything on its way.
         sent.iter().filter(|mailbox| !hub.is_here(mailbox)).for_each(|mailbox| self.depart(mailbox));
-        self.wind_up();
+        if somebody_is_away {
+            self.wind_up();
+        }
     }
 
     fn run(&self, deeds: Vec<Deed>) {
@@ -615,10 +627,17 @@ impl State {
         let last = !item.recipients.iter().any(Recipient::is_awaited);
         if last {
             deeds.push(Deed::Drop(item.parcel.take()));
+            self.over.push_back(*key);
         }
         // In the order in which they end, as the last one says that it is.
         item.origin.put_outcome(wire::Relayed { item: key.1, nickname: nickname.clone(), outcome, last });
         deeds.push(Deed::Wake(Arc::clone(&item.origin)));
+        while self.over.len() > RELAYED_MAX {
+            let Some(oldest) = self.over.pop_front() else { return };
+            if self.items.get(&oldest).is_some_and(|item| item.parcel.is_none()) {
+                self.items.remove(&oldest);
+            }
+        }
     }
 
     fn remove(&mut self, key: &Key, deeds: &mut Vec<Deed>) {
@@ -784,14 +803,19 @@ impl Relaying for MemberRelaying {
             return Ok(known);
         }
         let nicknames = hub.relay.recipients(&hub, self.run, relay)?;
-        if hub.relay.state.take().awaited + nicknames.len() > RELAYED_MAX {
-            return Err(Refusal::TooMuch);
+        {
+            let mut state = hub.relay.state.take();
+            if state.awaited + nicknames.len() > RELAYED_MAX {
+                return Err(Refusal::TooMuch);
+            }
+            state.awaited += nicknames.len();
         }
         let passage = RelayPassage {
             hub: Weak::clone(&self.hub),
             key,
             mailbox: Arc::clone(&self.mailbox),
-            relay: relay.clone(),
+            leaves: relay.leave,
+            patience: Some(relay.patience_seconds).filter(|&seconds| seconds < u32::MAX),
             nicknames,
             meta: meta.clone(),
             kind,
@@ -825,11 +849,23 @@ struct RelayPassage {
     hub: Weak<Hub>,
     key: Key,
     mailbox: Arc<Mailbox>,
-    relay: wire::Relay,
+    leaves: bool,
+    /// In seconds; `None`: for ever.
+    patience: Option<u32>,
+    /// They count as awaited while they are here.
     nicknames: Vec<Nickname>,
     meta: Meta,
     kind: Kind,
     held: Arc<Held>,
+}
+
+impl Drop for RelayPassage {
+    fn drop(&mut self) {
+        if let Some(hub) = self.hub.upgrade() {
+            let mut state = hub.relay.state.take();
+            state.awaited = state.awaited.saturating_sub(self.nicknames.len());
+        }
+    }
 }
 
 impl RelayPassage {
@@ -875,30 +911,34 @@ impl Passage for RelayPassage {
     fn arrived(&mut self, arrived: Arrived) -> Result<(), Refusal> {
         let hub = self.hub.upgrade().ok_or(Refusal::Stopping)?;
         self.held.is_stored_as(arrived.stored.clone());
-        if self.relay.leave {
+        if self.leaves {
             return self.leave(&hub, &arrived);
         }
-        let patience = Some(self.relay.patience_seconds).filter(|&seconds| seconds < u32::MAX);
-        let recipient =
-            |nickname: &Nickname| Recipient { nickname: nickname.clone(), via: None, until: None, outcome: None };
+        let recipient = |nickname: Nickname| Recipient { nickname, via: None, until: None, outcome: None };
         let item = Item {
             meta: self.meta.clone(),
             kind: self.kind,
             arrived,
             origin: Arc::clone(&self.mailbox),
-            patience: patience.map(|seconds| Duration::from_secs(seconds.into())),
+            patience: self.patience.map(|seconds| Duration::from_secs(seconds.into())),
             parcel: Some(self.parcel()),
-            recipients: self.nicknames.iter().map(recipient).collect(),
+            // They are the item's from now on.
+            recipients: std::mem::take(&mut self.nicknames).into_iter().map(recipient).collect(),
         };
-        let mut state = hub.relay.state.take();
-        state.awaited += item.recipients.len();
-        state.items.insert(self.key, item);
+        let mut deeds = Vec::new();
+        {
+            let state = &mut *hub.relay.state.take();
+            // It may have been offered twice.
+            state.remove(&self.key, &mut deeds);
+            state.items.insert(self.key, item);
+        }
+        hub.relay.run(deeds);
         Ok(())
     }
 
     fn go_on(self: Box<Self>) {
         let Some(hub) = self.hub.upgrade() else { return };
-        if self.relay.leave {
+        if self.leaves {
             self.nicknames.iter().for_each(|nickname| hub.relay.go_on_with_left(&hub, nickname));
         } else {
             hub.relay.go_on(&hub, self.key);
