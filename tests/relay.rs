@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::Command;
 
 use common::{assert_same_file, client, client_spawn, until, Run, Running, Scratch, Server, Signal, BINARY};
+use postwire::config::RELAYED_MAX;
 use postwire::{Client, Config, Event, Nickname, Recipients};
 use proxy::{Direction, Faults, Line, Proxy};
 
@@ -442,4 +443,19 @@ fn what_is_said_meanwhile_does_not_hide_a_text_that_was_left_before() {
     let heard = [b7.wait_stdout(|_| true), b7.wait_stdout(|_| true)];
     assert!(heard[0].ends_with(": hello") && heard[1].ends_with(": flash"), "{heard:?}");
     ann.disconnect();
+}
+
+#[test]
+fn a_tree_for_many_is_no_more_than_a_server_carries_at_once() {
+    let net = Net::new(&["--no-fsync"]);
+    let _board = net.board("n0", &["--no-fsync"]);
+    // More files, each for all of them, than a server has for others.
+    let nicknames: Vec<String> = (0..16).map(|number| format!("n{number}")).collect();
+    let files = RELAYED_MAX / nicknames.len() + 100;
+    (0..files).for_each(|number| drop(net.scratch.file(&format!("tree/f{number}"), 1, 1)));
+    let fors: Vec<&str> = nicknames.iter().flat_map(|nickname| ["--for", nickname]).collect();
+    let run = net.send(&[&["--retry", "1s", "--file", &net.path("tree")], &fors[..]].concat());
+    run.assert_code(9);
+    assert_eq!(fs::read_dir(net.path("n0/tree")).unwrap().count(), files);
+    run.assert(!run.stderr.contains("queue is full"), "nothing is too much");
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{combine_crc, Direction, Kind, Progress, Receipt, Report, TransferFailure, TransferId};
-use crate::config::{block_bytes, BLOCK_BYTES_LEAST, REPAIRS_MAX};
+use crate::config::{block_bytes, BLOCK_BYTES_LEAST, REPAIRS_MAX, ROOM_GUESSED};
 use crate::error::{Error, Result};
 use crate::name::{Nickname, SafePath};
 use crate::storage::{self, Held, Origin, Source, Stream};
@@ -190,6 +190,14 @@ impl Outgoing {
     /// Whether what becomes of it at those whom it is for is told here.
     pub(super) fn is_for_others(&self) -> bool {
         matches!(&self.purpose, Purpose::Relay(relay) if !relay.leave)
+    }
+
+    /// How many RELAYEDs follow its RECEIPT, as far as this side knows.
+    pub(super) fn outcomes_due(&self) -> usize {
+        match &self.purpose {
+            Purpose::Relay(relay) if !relay.leave => relay.to.as_ref().map_or(ROOM_GUESSED, Vec::len),
+            _ => 0,
+        }
     }
 
     pub(super) fn is_directory(&self) -> bool {
