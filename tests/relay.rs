@@ -459,3 +459,22 @@ fn a_tree_for_many_is_no_more_than_a_server_carries_at_once() {
     assert_eq!(fs::read_dir(net.path("n0/tree")).unwrap().count(), files);
     run.assert(!run.stderr.contains("queue is full"), "nothing is too much");
 }
+
+#[test]
+fn a_stream_that_is_stored_is_known_again_after_a_break() {
+    let net = Net::new(&[]);
+    let line = Proxy::start(net.server.address().parse().unwrap(), Faults::default());
+    let address = line.address().to_string();
+    let _b8 = net.board("b8", &[]);
+    let for_both = ["--for", "b7", "--for", "b8"];
+    let fixed = ["--to", &address, "--file", "-", "--as", "s", "--retry", "30s"];
+    let mut sending = client_spawn(&[&fixed[..], &for_both].concat());
+    sending.type_bytes(b"content");
+    sending.close_stdin();
+    sending.wait_stderr(|line| line.starts_with("sent \"s\" to b8"));
+    line.kill_all();
+    until("another connection", || (line.connections() == 2).then_some(()));
+    let _b7 = net.board("b7", &[]);
+    sending.wait().assert_code(0);
+    assert_eq!(fs::read(net.path("b7/s")).unwrap(), b"content");
+}

@@ -311,7 +311,12 @@ impl Outgoing {
             }
             Phase::Offered => {
                 let crc = receipt.already.then_some(self.offered.content_crc).filter(|_| self.is_small());
-                (self.offered.size, crc, false)
+                let size = match &self.content {
+                    // It came on an earlier connection.
+                    Content::Stream(stream) => stream.extent().0,
+                    _ => self.offered.size,
+                };
+                (size, crc, false)
             }
             Phase::Sending(sending) => {
                 let size = if self.content.kind() == Kind::Stream { sending.next } else { self.offered.size };
