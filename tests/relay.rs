@@ -478,3 +478,17 @@ fn a_stream_that_is_stored_is_known_again_after_a_break() {
     sending.wait().assert_code(0);
     assert_eq!(fs::read(net.path("b7/s")).unwrap(), b"content");
 }
+
+#[test]
+fn a_stopped_server_lets_go_of_what_is_left_whoever_is_still_waited_for() {
+    let net = Net::new(&["--no-relay"]);
+    let file = net.scratch.file("fw.bin", 300_000, 1);
+    let server = library_server(&net);
+    let address = server.local_addr().to_string();
+    client(&["--to", &address, "--leave", "--for", "b8", "--text", "left"]).assert_code(0);
+    let _waiting = client_spawn(&["--to", &address, "--for", "b7", "--file", &file, "--retry", "1h"]);
+    until("the file in the spool", || (net.kept() == [1, 1]).then_some(()));
+    stop(&net, server);
+    let server = library_server(&net);
+    net.board_at(&server.local_addr().to_string(), "b8", &[]).wait_stdout(|line| line.ends_with(": left"));
+}

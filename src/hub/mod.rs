@@ -407,6 +407,7 @@ impl Hub {
             .unwrap_or_else(PoisonError::into_inner);
         drop(state);
         members.iter().for_each(|member| member.session.end());
+        self.relay.stop();
         self.events.close();
     }
 

@@ -8,6 +8,7 @@
 //! Nothing is called while the state is locked that may come back here.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -25,6 +26,7 @@ use crate::worker::{spawn, Lock};
 pub(super) struct Relay {
     config: Config,
     spool: Mutex<Option<Arc<Spool>>>,
+    is_stopped: AtomicBool,
     state: Mutex<State>,
     /// A deadline is new.
     changed: Condvar,
@@ -138,8 +140,13 @@ impl Relay {
             Some(dir) if config.relay => Spool::open(dir, config, false)?,
             _ => None,
         };
-        let relay =
-            Relay { config: config.clone(), spool: Mutex::new(None), state: Mutex::default(), changed: Condvar::new() };
+        let relay = Relay {
+            config: config.clone(),
+            spool: Mutex::new(None),
+            is_stopped: AtomicBool::new(false),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        };
         if let Some(spool) = spool {
             relay.read_notes(&spool);
             *relay.spool.take() = Some(spool);
@@ -170,6 +177,9 @@ impl Relay {
             return Err(Refusal::NoRelay);
         }
         let mut spool = self.spool.take();
+        if self.is_stopped.load(Ordering::SeqCst) {
+            return Err(Refusal::Stopping);
+        }
         if let Some(spool) = &*spool {
             return Ok(Arc::clone(spool));
         }
@@ -278,6 +288,23 @@ impl Relay {
             keys.into_iter().for_each(|key| state.remove(&key, &mut deeds));
         }
         self.run(deeds);
+    }
+
+    /// The server is over: lets go of the spool, so that the next one finds it, and of all that is waited for.
+    pub(super) fn stop(&self) {
+        self.is_stopped.store(true, Ordering::SeqCst);
+        let _spool = self.spool.take().take();
+        let state = {
+            let state = &mut *self.state.take();
+            let has_clock = state.has_clock;
+            std::mem::replace(state, State { has_clock, ..State::default() })
+        };
+        self.changed.notify_all();
+        for (_, item) in state.items {
+            for (id, via) in item.recipients.into_iter().filter_map(|recipient| recipient.via) {
+                via.files.withdraw(id);
+            }
+        }
     }
 
     /// What became of a transfer; whether it is of no interest to the application.
