@@ -813,3 +813,22 @@ fn a_server_has_so_much_for_others_and_not_one_more() {
         until("an empty spool", || (kept() == 0).then_some(()));
     }
 }
+
+#[test]
+fn what_is_left_for_a_slow_reader_comes_as_it_reads() {
+    const TEXT_BYTES: usize = 65_536;
+    let scratch = Scratch::new();
+    let server = Server::start(&["--dir", &scratch.directory("inbox"), "--no-fsync"]);
+    let (mut stream, mut frames, mut decoder) = session(&server.address(), &board(1, "b7"));
+    // More than waits for anybody; each run has one text on its way.
+    let runs = u8::try_from(OUTBOX_BYTES_MAX / TEXT_BYTES + 4).unwrap();
+    for run in 2..2 + runs {
+        let to = Nickname::parse(b"b7").ok();
+        let text = Text { run: RunId([run; 16]), to, leave: true, text: "x".repeat(TEXT_BYTES), ..text(1) };
+        assert_eq!(answer(&server.address(), run, &bytes(&[Message::Text(text)])), Answer::Nothing);
+    }
+    for count in 1..=u64::from(runs) {
+        wait_for(&mut frames, &mut decoder, |message| matches!(message, Message::Text(_)).then_some(()));
+        stream.write_all(&bytes(&[Message::TextAck { count }])).unwrap();
+    }
+}

@@ -242,6 +242,8 @@ impl Hub {
                 if state.parked.len() < RUNS_REMEMBERED {
                     let (mailbox, called) = (Arc::clone(member.session.mailbox()), member.called.clone());
                     state.parked.insert(run, Parked { mailbox, called, since: Instant::now() });
+                } else {
+                    over.push(run);
                 }
             }
             member

@@ -235,6 +235,7 @@ impl Relay {
             if let Some(queue) = state.left.get_mut(nickname) {
                 if queue.via.as_ref().is_none_or(|via| !Arc::ptr_eq(via, mailbox)) {
                     queue.notes.values_mut().for_each(|left| left.has_started = false);
+                    state.said.retain(|_, (to, _)| to != nickname);
                     let legs = &mut state.legs;
                     let via = queue.via.replace(Arc::clone(mailbox));
                     let is_its = |leg: &Leg| matches!(leg, Leg::Left(to, _) if to == nickname);
@@ -537,8 +538,10 @@ impl Relay {
                 Deed::Send(mailbox, id, parcel) => mailbox.files.hand_on(id, &parcel),
                 Deed::Say(mailbox, text, sequence) => {
                     let (frame, tail_bytes) = encode_text(text);
-                    // What has no room now is said when its receiver comes again.
-                    let _ = mailbox.texts.push(&frame, tail_bytes, Some(sequence));
+                    if mailbox.texts.push(&frame, tail_bytes, Some(sequence)).is_err() {
+                        // It is said when another was heard, or its receiver comes again.
+                        self.state.take().unsay(sequence);
+                    }
                     mailbox.wake();
                 }
                 Deed::Withdraw(mailbox, id) => mailbox.files.withdraw(id),
@@ -729,6 +732,13 @@ impl State {
             left.has_started = false;
             left.is_refused = !is_gone;
         }
+    }
+
+    /// A text that was left had no room.
+    fn unsay(&mut self, sequence: u64) {
+        let Some((nickname, note)) = self.said.remove(&sequence) else { return };
+        let left = self.left.get_mut(&nickname).and_then(|queue| queue.notes.get_mut(&note));
+        left.into_iter().for_each(|left| left.has_started = false);
     }
 
     /// Sends what was left, in the order in which each run left it: files together, a text once all before it came, and nothing
