@@ -492,3 +492,18 @@ fn a_stopped_server_lets_go_of_what_is_left_whoever_is_still_waited_for() {
     let server = library_server(&net);
     net.board_at(&server.local_addr().to_string(), "b8", &[]).wait_stdout(|line| line.ends_with(": left"));
 }
+
+#[test]
+fn what_nobody_came_for_is_not_kept_longer_than_partials() {
+    let net = Net::new(&["--keep-partials", "1s"]);
+    let file = net.scratch.file("fw.bin", 3000, 1);
+    net.send(&["--leave", "--for", "b7", "--file", &file, "--text", "flash"]).assert_code(0);
+    assert_eq!(net.kept(), [1, 2]);
+    until("the old to go", || {
+        net.send(&["--leave", "--for", "b8", "--text", "new"]).assert_code(0);
+        (net.kept()[0] == 0).then_some(())
+    });
+    let mut b7 = net.board("b7", &[]);
+    net.send(&["--for", "*", "--text", "end"]).assert_code(0);
+    assert!(b7.wait_stdout(|_| true).ends_with(": end"), "it is not delivered");
+}

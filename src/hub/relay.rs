@@ -92,6 +92,8 @@ struct Left {
     /// The file's number there, or the text's.
     number: u64,
     what: Parting,
+    /// In seconds since 1970.
+    noted_seconds: i64,
     has_started: bool,
     /// It was refused; it is tried again when its receiver comes again.
     is_refused: bool,
@@ -155,13 +157,12 @@ impl Relay {
     }
 
     fn read_notes(&self, spool: &Arc<Spool>) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let keep_from = i64::try_from(now.saturating_sub(self.config.keep_partials).as_secs()).unwrap_or(i64::MAX);
+        let keep_from = self.keep_from();
         let state = &mut *self.state.take();
         for (number, bytes) in spool.notes() {
             state.last_note = state.last_note.max(number);
-            let is_old = spool.noted_seconds(number).is_none_or(|noted| noted < keep_from);
-            match read_note(spool, &bytes).filter(|_| !is_old) {
+            let noted = spool.noted_seconds(number).filter(|&noted| noted >= keep_from);
+            match noted.and_then(|noted| read_note(spool, &bytes, noted)) {
                 Some((nickname, left)) => {
                     state.left.entry(nickname).or_default().notes.insert(number, left);
                 }
@@ -169,6 +170,11 @@ impl Relay {
             }
         }
         spool.sweep(self.config.keep_partials);
+    }
+
+    /// What was left before this is not kept any more; in seconds since 1970.
+    fn keep_from(&self) -> i64 {
+        seconds_now().saturating_sub(i64::try_from(self.config.keep_partials.as_secs()).unwrap_or(i64::MAX))
     }
 
     /// The spool, which is made when it is first needed.
@@ -443,6 +449,7 @@ impl Relay {
             run: text.run,
             number: text.sequence,
             what: Parting::Text(text),
+            noted_seconds: seconds_now(),
             has_started: false,
             is_refused: false,
         };
@@ -453,6 +460,9 @@ impl Relay {
 
     /// Notes all of these, or none.
     fn leave(&self, spool: &Spool, parted: Vec<(Nickname, Left, Vec<u8>)>) -> Result<(), Refusal> {
+        let mut deeds = Vec::new();
+        self.state.take().forget_old(self.keep_from(), &mut deeds);
+        self.run(deeds);
         let first = {
             let mut state = self.state.take();
             if state.left.values().map(|queue| queue.notes.len()).sum::<usize>() + parted.len() > LEFT_MAX {
@@ -734,6 +744,16 @@ impl State {
         }
     }
 
+    /// What was left and is not on its way is kept for a while only.
+    fn forget_old(&mut self, keep_from: i64, deeds: &mut Vec<Deed>) {
+        self.left.retain(|_, queue| {
+            let is_old = |left: &Left| left.noted_seconds < keep_from && !left.has_started;
+            let old: Vec<u64> = queue.notes.iter().filter(|(_, left)| is_old(left)).map(|(&note, _)| note).collect();
+            deeds.extend(old.into_iter().filter_map(|note| Some(Deed::Forget(note, queue.notes.remove(&note)?))));
+            !queue.notes.is_empty()
+        });
+    }
+
     /// A text that was left had no room.
     fn unsay(&mut self, sequence: u64) {
         let Some((nickname, note)) = self.said.remove(&sequence) else { return };
@@ -876,6 +896,11 @@ impl Relaying for MemberRelaying {
     }
 }
 
+fn seconds_now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
+}
+
 /// A stream's size is not known before its end; its stamp tells it from others.
 fn is_same(one: &Meta, other: &Meta) -> bool {
     (&one.path, one.size, one.mtime, one.content_crc) == (&other.path, other.size, other.mtime, other.content_crc)
@@ -928,7 +953,8 @@ impl RelayPassage {
             let parcel = Parcel { held: Arc::new(self.held.again()), ..self.parcel() };
             let (run, number) = (self.key.0, self.key.1.into());
             let noted = note(self.key, &nickname, &self.meta, self.kind, arrived);
-            let left = Left { run, number, what: Parting::File(parcel), has_started: false, is_refused: false };
+            let (what, noted_seconds) = (Parting::File(parcel), seconds_now());
+            let left = Left { run, number, what, noted_seconds, has_started: false, is_refused: false };
             (nickname, left, noted)
         };
         let parted: Vec<_> = nicknames.into_iter().map(parted).collect();
@@ -1064,7 +1090,7 @@ fn note(key: Key, nickname: &Nickname, meta: &Meta, kind: Kind, arrived: &Arrive
 }
 
 /// What [`note`] wrote; `None` for what it did not.
-fn read_note(spool: &Arc<Spool>, bytes: &[u8]) -> Option<(Nickname, Left)> {
+fn read_note(spool: &Arc<Spool>, bytes: &[u8], noted_seconds: i64) -> Option<(Nickname, Left)> {
     let mut decoder = Decoder::for_server();
     decoder.hello_complete();
     let mut rest = bytes;
@@ -1100,5 +1126,5 @@ fn read_note(spool: &Arc<Spool>, bytes: &[u8]) -> Option<(Nickname, Left)> {
         }
         _ => return None,
     };
-    Some((nickname, Left { run, number, what, has_started: false, is_refused: false }))
+    Some((nickname, Left { run, number, what, noted_seconds, has_started: false, is_refused: false }))
 }
