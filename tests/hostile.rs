@@ -24,8 +24,8 @@ use postwire::config::{
     LEFT_MAX, OPEN_TRANSFERS_MAX, OUTBOX_BYTES_MAX, RELAYED_MAX, SMALL_FILES_BEGUN_MAX, TEXT_WINDOW_BYTES,
 };
 use postwire::wire::{
-    CancelReason, Chunk, Decoder, Entry, Frame, Message, Offer, Peer, Presence, Receipt, Relay, RunId, Subject, Text,
-    Time,
+    self, CancelReason, Chunk, Decoder, Entry, Frame, Message, Offer, Peer, Presence, Receipt, Relay, RunId, Subject,
+    Text, Time,
 };
 use postwire::{Goodbye, Nickname, Refusal};
 
@@ -220,6 +220,42 @@ fn cases() -> Vec<(String, Vec<u8>, Answer)> {
     case("17 open requests", bytes(&seventeen), VIOLATION);
     let list = Message::List { request: 1, from: None, after: b"../up".to_vec() };
     case("LIST after a bad name", bytes(&[list]), Answer::No(Refusal::BadName));
+    // Relaying. Nobody is in the room.
+    let to = |to: &str| Some(vec![Nickname::parse(to.as_bytes()).unwrap()]);
+    let relays = |count: u32| (1..=count).map(|number| relay(number, false, to("b7")));
+    let under = |count, number| bytes(&relays(count).chain([for_others(1, number, 1)]).collect::<Vec<_>>());
+    case("an offer under a RELAY never said", under(0, 1), VIOLATION);
+    case("an offer under the first of 16 RELAYs", under(16, 1), Answer::Nothing);
+    case("an offer under the first of 17 RELAYs", under(17, 1), VIOLATION);
+    let Message::Offer(answer) = for_others(1, 1, 1) else { unreachable!() };
+    let answers = Message::Offer(Offer { request: 1, ..answer });
+    case("an offer for others and for a request", bytes(&[relay(1, false, to("b7")), answers]), VIOLATION);
+    let everybody = [relay(1, false, None), for_others(1, 1, 1)];
+    case("an offer for an empty room", bytes(&everybody), Answer::No(Refusal::Nobody));
+    let nobody = Message::Relay(Relay { relay: 1, patience_seconds: 0, leave: false, to: to("b7") });
+    case("an offer for who is not there", bytes(&[nobody, for_others(1, 1, 1)]), Answer::No(Refusal::Nobody));
+    let raw_relay = |flags: u8, tail: &[u8]| raw(0xad, &[&[0, 0, 0, 1][..], &[0; 4], &[flags]].concat(), tail);
+    case("a RELAY for no nickname", raw_relay(0, b""), VIOLATION);
+    case("a RELAY for two spaces", raw_relay(0, b"a  b"), VIOLATION);
+    case("a RELAY for everybody and one", raw_relay(2, b"a"), VIOLATION);
+    let full = [&b"a "[..]; 4095].concat();
+    case("a RELAY of 8 KiB to the byte", raw_relay(0, &[&full[..], b"ab"].concat()), Answer::Nothing);
+    case("a RELAY of 8 KiB and a byte", raw_relay(0, &[&full[..], b"abc"].concat()), VIOLATION);
+    let nickname = Nickname::parse(b"b7").unwrap();
+    let relayed = wire::Relayed { item: 1, nickname: nickname.clone(), outcome: Err(Refusal::Nobody), last: true };
+    case("a client that says what became of a file", bytes(&[Message::Relayed(relayed)]), Answer::Nothing);
+    let from = Some(nickname);
+    let absent = Message::Get { request: 1, from: from.clone(), path: b"x".to_vec() };
+    case("GET from who is not there", bytes(&[absent.clone()]), Answer::No(Refusal::Nobody));
+    case("a request of others with a number used twice", bytes(&[absent.clone(), absent]), VIOLATION);
+    let up = Message::Get { request: 1, from: from.clone(), path: b"../up".to_vec() };
+    case("GET of a bad name from others", bytes(&[up]), Answer::No(Refusal::BadName));
+    let list = Message::List { request: 1, from, after: Vec::new() };
+    case("LIST from who is not there", bytes(&[list]), Answer::No(Refusal::Nobody));
+    let for_server = [relay(1, true, to("server")), for_others(1, 1, 1)];
+    case("a file left for a nickname that nobody can have", bytes(&for_server), Answer::No(Refusal::Nobody));
+    let for_server = Text { to: Nickname::parse(b"server").ok(), leave: true, ..text(9) };
+    case("a text left for one", bytes(&[Message::Text(for_server)]), Answer::No(Refusal::Nobody));
     // Frames.
     case("an unknown type", raw(0x8f, &[], b""), Answer::End);
     case("a printable byte", b"GET / HTTP/1.1\r\n\r\n".to_vec(), Answer::End);

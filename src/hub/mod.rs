@@ -556,8 +556,7 @@ impl Hub {
 impl State {
     /// Whether another than member `id` has it.
     fn is_taken(&self, nickname: &Nickname, id: u32) -> bool {
-        // What the server itself says appears under this name.
-        nickname.as_str() == "server"
+        is_the_servers(nickname)
             || self.members.values().any(|member| member.info.nickname == *nickname && member.info.id != id)
     }
 
@@ -576,6 +575,11 @@ impl State {
             number += 1;
         }
     }
+}
+
+/// What the server itself says appears under this name, which nobody gets.
+fn is_the_servers(nickname: &Nickname) -> bool {
+    nickname.as_str() == "server"
 }
 
 /// Queues one text for each receiver; whoever is too slow for it is cut off.

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::{encode_text, Hub};
+use super::{encode_text, is_the_servers, Hub};
 use crate::config::{Config, LEFT_MAX, RELAYED_MAX, RETRY_BROKEN};
 use crate::error::{Error, Refusal};
 use crate::name::{Nickname, SafePath};
@@ -204,6 +204,9 @@ impl Relay {
             return if nicknames.is_empty() { Err(Refusal::Nobody) } else { Ok(nicknames) };
         };
         let nicknames: BTreeSet<Nickname> = to.iter().cloned().collect();
+        if relay.leave && nicknames.iter().any(is_the_servers) {
+            return Err(Refusal::Nobody);
+        }
         let waits = relay.leave || relay.patience_seconds > 0;
         if !waits && !nicknames.iter().any(|nickname| hub.mailbox_in_room(nickname).is_some()) {
             return Err(Refusal::Nobody);
@@ -443,6 +446,9 @@ impl Relay {
     pub(super) fn leave_text(self: &Arc<Self>, hub: &Hub, text: wire::Text) -> Result<(), Refusal> {
         let Some(nickname) = text.to.clone() else { return Err(Refusal::Unsupported) };
         let spool = self.spool()?;
+        if is_the_servers(&nickname) {
+            return Err(Refusal::Nobody);
+        }
         let mut bytes = note_start();
         Message::Text(text.clone()).encode(&mut bytes);
         let left = Left {
@@ -523,7 +529,7 @@ impl Relay {
                     state.legs.insert(id, Leg::Item(key, nickname));
                     deeds.push(Deed::Send(mailbox, id, parcel.clone()));
                 }
-                (None, _) if item.patience == Some(Duration::ZERO) => {
+                (None, _) if item.patience == Some(Duration::ZERO) || is_the_servers(&nickname) => {
                     state.end(&key, &nickname, Err(Refusal::Nobody), &mut deeds);
                 }
                 (None, _) => {
