@@ -72,6 +72,10 @@ pub const RELAY_NICKNAMES_BYTES_MAX: usize = 8 * KIB;
 pub const RELAYS_MAX: usize = 16;
 /// Files that a server has for others, each counted once for everybody it is for: a tree of a thousand files for 16 boards.
 pub const RELAYED_MAX: usize = 16_384;
+/// Of these, what one sender has there at a time, so that four of them have room; it offers no more before.
+pub const OUTCOMES_DUE_MAX: usize = RELAYED_MAX / 4;
+/// How many a sender takes for everybody in the room: it does not know before they have it.
+pub const ROOM_GUESSED: usize = 16;
 /// Files and texts that are left for who is not there.
 pub const LEFT_MAX: usize = 4096;
 

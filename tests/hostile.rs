@@ -20,10 +20,12 @@ use std::time::{Duration, Instant};
 
 use common::raw::{bytes, hello, peer, Frames};
 use common::{client, client_spawn, until, Scratch, Server};
-use postwire::config::{LEFT_MAX, OPEN_TRANSFERS_MAX, OUTBOX_BYTES_MAX, SMALL_FILES_BEGUN_MAX, TEXT_WINDOW_BYTES};
+use postwire::config::{
+    LEFT_MAX, OPEN_TRANSFERS_MAX, OUTBOX_BYTES_MAX, RELAYED_MAX, SMALL_FILES_BEGUN_MAX, TEXT_WINDOW_BYTES,
+};
 use postwire::wire::{
-    CancelReason, Chunk, Decoder, Entry, Frame, Message, Offer, Peer, Presence, Receipt, Relay, RunId, Subject, Text,
-    Time,
+    self, CancelReason, Chunk, Decoder, Entry, Frame, Message, Offer, Peer, Presence, Receipt, Relay, RunId, Subject,
+    Text, Time,
 };
 use postwire::{Goodbye, Nickname, Refusal};
 
@@ -221,6 +223,42 @@ fn cases() -> Vec<(String, Vec<u8>, Answer)> {
     case("17 open requests", bytes(&seventeen), VIOLATION);
     let list = Message::List { request: 1, from: None, after: b"../up".to_vec() };
     case("LIST after a bad name", bytes(&[list]), Answer::No(Refusal::BadName));
+    // Relaying. Nobody is in the room.
+    let to = |to: &str| Some(vec![Nickname::parse(to.as_bytes()).unwrap()]);
+    let relays = |count: u32| (1..=count).map(|number| relay(number, false, to("b7")));
+    let under = |count, number| bytes(&relays(count).chain([for_others(1, number, 1)]).collect::<Vec<_>>());
+    case("an offer under a RELAY never said", under(0, 1), VIOLATION);
+    case("an offer under the first of 16 RELAYs", under(16, 1), Answer::Nothing);
+    case("an offer under the first of 17 RELAYs", under(17, 1), VIOLATION);
+    let Message::Offer(answer) = for_others(1, 1, 1) else { unreachable!() };
+    let answers = Message::Offer(Offer { request: 1, ..answer });
+    case("an offer for others and for a request", bytes(&[relay(1, false, to("b7")), answers]), VIOLATION);
+    let everybody = [relay(1, false, None), for_others(1, 1, 1)];
+    case("an offer for an empty room", bytes(&everybody), Answer::No(Refusal::Nobody));
+    let nobody = Message::Relay(Relay { relay: 1, patience_seconds: 0, leave: false, to: to("b7") });
+    case("an offer for who is not there", bytes(&[nobody, for_others(1, 1, 1)]), Answer::No(Refusal::Nobody));
+    let raw_relay = |flags: u8, tail: &[u8]| raw(0xad, &[&[0, 0, 0, 1][..], &[0; 4], &[flags]].concat(), tail);
+    case("a RELAY for no nickname", raw_relay(0, b""), VIOLATION);
+    case("a RELAY for two spaces", raw_relay(0, b"a  b"), VIOLATION);
+    case("a RELAY for everybody and one", raw_relay(2, b"a"), VIOLATION);
+    let full = [&b"a "[..]; 4095].concat();
+    case("a RELAY of 8 KiB to the byte", raw_relay(0, &[&full[..], b"ab"].concat()), Answer::Nothing);
+    case("a RELAY of 8 KiB and a byte", raw_relay(0, &[&full[..], b"abc"].concat()), VIOLATION);
+    let nickname = Nickname::parse(b"b7").unwrap();
+    let relayed = wire::Relayed { item: 1, nickname: nickname.clone(), outcome: Err(Refusal::Nobody), last: true };
+    case("a client that says what became of a file", bytes(&[Message::Relayed(relayed)]), Answer::Nothing);
+    let from = Some(nickname);
+    let absent = Message::Get { request: 1, from: from.clone(), path: b"x".to_vec() };
+    case("GET from who is not there", bytes(&[absent.clone()]), Answer::No(Refusal::Nobody));
+    case("a request of others with a number used twice", bytes(&[absent.clone(), absent]), VIOLATION);
+    let up = Message::Get { request: 1, from: from.clone(), path: b"../up".to_vec() };
+    case("GET of a bad name from others", bytes(&[up]), Answer::No(Refusal::BadName));
+    let list = Message::List { request: 1, from, after: Vec::new() };
+    case("LIST from who is not there", bytes(&[list]), Answer::No(Refusal::Nobody));
+    let for_server = [relay(1, true, to("server")), for_others(1, 1, 1)];
+    case("a file left for a nickname that nobody can have", bytes(&for_server), Answer::No(Refusal::Nobody));
+    let for_server = Text { to: Nickname::parse(b"server").ok(), leave: true, ..text(9) };
+    case("a text left for one", bytes(&[Message::Text(for_server)]), Answer::No(Refusal::Nobody));
     // Frames.
     case("an unknown type", raw(0x8f, &[], b""), Answer::End);
     case("a printable byte", b"GET / HTTP/1.1\r\n\r\n".to_vec(), Answer::End);
@@ -644,7 +682,7 @@ fn relay(relay: u32, leave: bool, to: Option<Vec<Nickname>>) -> Message {
 
 /// An empty file for those of a RELAY.
 fn for_others(transfer: u32, relay: u32, item: u32) -> Message {
-    let path = format!("f{item}").into_bytes();
+    let path = format!("f{transfer}").into_bytes();
     Message::Offer(Offer { content_crc: 0, relay, item, path, ..offer(transfer, 0, b"") })
 }
 
@@ -761,4 +799,73 @@ fn what_was_asked_for_another_is_never_stored_as_the_servers_own() {
     assert_eq!(wait_for(&mut second_frames, &mut second_decoder, refused), (1, Refusal::Nobody));
     let names: Vec<_> = fs::read_dir(&inbox).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, [".postwire-relay-0.part"]);
+}
+
+#[test]
+fn a_server_has_so_much_for_others_and_not_one_more() {
+    const AT_ONCE: usize = 2048;
+    let scratch = Scratch::new();
+    let inbox = scratch.directory("inbox");
+    let server = Server::start(&["--dir", &inbox, "--no-fsync"]);
+    let files = u32::try_from(RELAYED_MAX / AT_ONCE).unwrap();
+    let relays = bytes(&[relay(1, false, Some(nicknames(AT_ONCE))), relay(2, false, Some(nicknames(1)))]);
+    let too_much = |number| Message::Refused { subject: Subject::Transfer(number), refusal: Refusal::TooMuch };
+    // What is offered counts, and what was offered twice under one item counts once; all of it goes with its run.
+    for run in 1..=3 {
+        let (mut stream, mut frames, mut decoder) = session(&server.address(), &peer(run));
+        stream.write_all(&relays).unwrap();
+        let twice: Vec<Message> = (1..=files).map(|number| for_others(number, 1, number.div_ceil(2))).collect();
+        stream.write_all(&bytes(&twice)).unwrap();
+        stream.write_all(&bytes(&[for_others(files + 1, 2, files)])).unwrap();
+        let mut numbers = Vec::new();
+        while numbers.len() < usize::try_from(files).unwrap() {
+            wait_for(&mut frames, &mut decoder, |message| match message {
+                Message::Send { transfer, .. } => Some(transfer),
+                _ => None,
+            });
+            numbers.push(u32::try_from(numbers.len()).unwrap() + 1);
+        }
+        let refused = wait_for(&mut frames, &mut decoder, |message| {
+            matches!(message, Message::Refused { .. }).then_some(message)
+        });
+        assert_eq!(refused, too_much(files + 1));
+        let finish = |&transfer: &u32| Message::Finish { transfer, size: 0, crc: 0, grew: false };
+        stream.write_all(&bytes(&numbers.iter().map(finish).collect::<Vec<_>>())).unwrap();
+        for _ in &numbers {
+            wait_for(&mut frames, &mut decoder, |message| matches!(message, Message::Receipt(_)).then_some(()));
+        }
+        // Half of them are there twice.
+        for number in files + 2..files + 2 + files / 2 {
+            stream.write_all(&bytes(&[for_others(number, 1, number)])).unwrap();
+            let fate = fate(&mut stream, &mut frames, &mut decoder, number);
+            assert!(matches!(fate, Message::Receipt(_)), "{fate:?}");
+        }
+        let number = 3 * files;
+        stream.write_all(&bytes(&[for_others(number, 2, number)])).unwrap();
+        assert_eq!(fate(&mut stream, &mut frames, &mut decoder, number), too_much(number));
+        stream.write_all(&bytes(&[Message::Goodbye(Goodbye::Done)])).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        while frames.next(&mut decoder).is_some() {}
+        let kept = || fs::read_dir(format!("{inbox}/.postwire-relay-0.part/files")).unwrap().count();
+        until("an empty spool", || (kept() == 0).then_some(()));
+    }
+}
+
+#[test]
+fn what_is_left_for_a_slow_reader_comes_as_it_reads() {
+    const TEXT_BYTES: usize = 65_536;
+    let scratch = Scratch::new();
+    let server = Server::start(&["--dir", &scratch.directory("inbox"), "--no-fsync"]);
+    let (mut stream, mut frames, mut decoder) = session(&server.address(), &board(1, "b7"));
+    // More than waits for anybody; each run has one text on its way.
+    let runs = u8::try_from(OUTBOX_BYTES_MAX / TEXT_BYTES + 4).unwrap();
+    for run in 2..2 + runs {
+        let to = Nickname::parse(b"b7").ok();
+        let text = Text { run: RunId([run; 16]), to, leave: true, text: "x".repeat(TEXT_BYTES), ..text(1) };
+        assert_eq!(answer(&server.address(), run, &bytes(&[Message::Text(text)])), Answer::Nothing);
+    }
+    for count in 1..=u64::from(runs) {
+        wait_for(&mut frames, &mut decoder, |message| matches!(message, Message::Text(_)).then_some(()));
+        stream.write_all(&bytes(&[Message::TextAck { count }])).unwrap();
+    }
 }

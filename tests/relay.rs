@@ -10,6 +10,7 @@ use std::fs;
 use std::path::Path;
 
 use common::{assert_same_file, client, client_spawn, until, Run, Running, Scratch, Server, Signal};
+use postwire::config::RELAYED_MAX;
 use postwire::{Client, Config, Event, Nickname, Recipients};
 use proxy::{Direction, Faults, Line, Proxy};
 
@@ -469,4 +470,67 @@ fn what_is_said_meanwhile_does_not_hide_a_text_that_was_left_before() {
     let heard = [b7.wait_stdout(|_| true), b7.wait_stdout(|_| true)];
     assert!(heard[0].ends_with(": hello") && heard[1].ends_with(": flash"), "{heard:?}");
     ann.disconnect();
+}
+
+#[test]
+fn a_tree_for_many_is_no_more_than_a_server_carries_at_once() {
+    let net = Net::new(&["--no-fsync"]);
+    let _board = net.board("n0", &["--no-fsync"]);
+    // More files, each for all of them, than a server has for others.
+    let nicknames: Vec<String> = (0..16).map(|number| format!("n{number}")).collect();
+    let files = RELAYED_MAX / nicknames.len() + 100;
+    (0..files).for_each(|number| drop(net.scratch.file(&format!("tree/f{number}"), 1, 1)));
+    let fors: Vec<&str> = nicknames.iter().flat_map(|nickname| ["--for", nickname]).collect();
+    let run = net.send(&[&["--retry", "1s", "--file", &net.path("tree")], &fors[..]].concat());
+    run.assert_code(9);
+    assert_eq!(fs::read_dir(net.path("n0/tree")).unwrap().count(), files);
+    run.assert(!run.stderr.contains("queue is full"), "nothing is too much");
+}
+
+#[test]
+fn a_stream_that_is_stored_is_known_again_after_a_break() {
+    let net = Net::new(&[]);
+    let line = Proxy::start(net.server.address().parse().unwrap(), Faults::default());
+    let address = line.address().to_string();
+    let _b8 = net.board("b8", &[]);
+    let for_both = ["--for", "b7", "--for", "b8"];
+    let fixed = ["--to", &address, "--file", "-", "--as", "s", "--retry", "30s"];
+    let mut sending = client_spawn(&[&fixed[..], &for_both].concat());
+    sending.type_bytes(b"content");
+    sending.close_stdin();
+    sending.wait_stderr(|line| line.starts_with("sent \"s\" to b8"));
+    line.kill_all();
+    until("another connection", || (line.connections() == 2).then_some(()));
+    let _b7 = net.board("b7", &[]);
+    sending.wait().assert_code(0);
+    assert_eq!(fs::read(net.path("b7/s")).unwrap(), b"content");
+}
+
+#[test]
+fn a_stopped_server_lets_go_of_what_is_left_whoever_is_still_waited_for() {
+    let net = Net::new(&["--no-relay"]);
+    let file = net.scratch.file("fw.bin", 300_000, 1);
+    let server = library_server(&net);
+    let address = server.local_addr().to_string();
+    client(&["--to", &address, "--leave", "--for", "b8", "--text", "left"]).assert_code(0);
+    let _waiting = client_spawn(&["--to", &address, "--for", "b7", "--file", &file, "--retry", "1h"]);
+    until("the file in the spool", || (net.kept() == [1, 1]).then_some(()));
+    stop(&net, server);
+    let server = library_server(&net);
+    net.board_at(&server.local_addr().to_string(), "b8", &[]).wait_stdout(|line| line.ends_with(": left"));
+}
+
+#[test]
+fn what_nobody_came_for_is_not_kept_longer_than_partials() {
+    let net = Net::new(&["--keep-partials", "1s"]);
+    let file = net.scratch.file("fw.bin", 3000, 1);
+    net.send(&["--leave", "--for", "b7", "--file", &file, "--text", "flash"]).assert_code(0);
+    assert_eq!(net.kept(), [1, 2]);
+    until("the old to go", || {
+        net.send(&["--leave", "--for", "b8", "--text", "new"]).assert_code(0);
+        (net.kept()[0] == 0).then_some(())
+    });
+    let mut b7 = net.board("b7", &[]);
+    net.send(&["--for", "*", "--text", "end"]).assert_code(0);
+    assert!(b7.wait_stdout(|_| true).ends_with(": end"), "it is not delivered");
 }

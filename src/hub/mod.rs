@@ -255,13 +255,17 @@ impl Hub {
                     let (mailbox, called) = (Arc::clone(member.session.mailbox()), member.called.clone());
                     mailbox.texts.keep_alone();
                     state.parked.insert(run, Parked { mailbox, called, since: Instant::now() });
+                } else {
+                    over.push(run);
                 }
             }
             // Whoever is away longest goes before those who are here are cut short.
             let mut freed = 0;
             while self.outbox.is_short(freed) {
                 let oldest = state.parked.iter().min_by_key(|(_, parked)| parked.since).map(|(run, _)| *run);
-                let Some(parked) = oldest.and_then(|run| state.parked.remove(&run)) else { break };
+                let Some(run) = oldest else { break };
+                let Some(parked) = state.parked.remove(&run) else { break };
+                over.push(run);
                 freed += parked.mailbox.texts.cost();
                 forgotten.push(parked);
             }
@@ -434,6 +438,7 @@ impl Hub {
             .unwrap_or_else(PoisonError::into_inner);
         drop(state);
         members.iter().for_each(|member| member.session.end());
+        self.relay.stop();
         self.events.close();
     }
 
@@ -587,8 +592,7 @@ impl Hub {
 impl State {
     /// Whether another than member `id` has it.
     fn is_taken(&self, nickname: &Nickname, id: u32) -> bool {
-        // What the server itself says appears under this name.
-        nickname.as_str() == "server" || self.called.get(nickname).is_some_and(|&holder| holder != id)
+        is_the_servers(nickname) || self.called.get(nickname).is_some_and(|&holder| holder != id)
     }
 
     fn member_called(&self, nickname: &Nickname) -> Option<Arc<Member>> {
@@ -632,6 +636,11 @@ impl State {
             number += 1;
         }
     }
+}
+
+/// What the server itself says appears under this name, which nobody gets.
+fn is_the_servers(nickname: &Nickname) -> bool {
+    nickname.as_str() == "server"
 }
 
 /// Queues one text for each receiver, who is woken by the caller; whoever is too slow for it is cut off.

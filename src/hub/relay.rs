@@ -7,12 +7,13 @@
 //!
 //! Nothing is called while the state is locked that may come back here.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::member::Member;
-use super::{encode_text, Hub};
+use super::{encode_text, is_the_servers, Hub};
 use crate::config::{Config, LEFT_MAX, RELAYED_MAX, RETRY_BROKEN};
 use crate::error::{Error, Refusal};
 use crate::name::{Nickname, SafePath};
@@ -26,6 +27,7 @@ use crate::worker::{spawn, Lock};
 pub(super) struct Relay {
     config: Config,
     spool: Mutex<Option<Arc<Spool>>>,
+    is_stopped: AtomicBool,
     state: Mutex<State>,
     /// A deadline is new.
     changed: Condvar,
@@ -34,8 +36,10 @@ pub(super) struct Relay {
 #[derive(Default)]
 struct State {
     items: HashMap<Key, Item>,
-    /// Of all items, those who have no outcome.
+    /// Of all items, those who have no outcome; and those of what is on its way here.
     awaited: usize,
+    /// Items of which all outcomes were said, oldest first. They are kept for who did not hear them.
+    over: VecDeque<Key>,
     /// What transfers to those it is for are about.
     legs: HashMap<TransferId, Leg>,
     left: BTreeMap<Nickname, Queue>,
@@ -89,6 +93,8 @@ struct Left {
     /// The file's number there, or the text's.
     number: u64,
     what: Parting,
+    /// In seconds since 1970.
+    noted_seconds: i64,
     has_started: bool,
     /// It was refused; it is tried again when its receiver comes again.
     is_refused: bool,
@@ -137,8 +143,13 @@ impl Relay {
             Some(dir) if config.relay => Spool::open(dir, config, false)?,
             _ => None,
         };
-        let relay =
-            Relay { config: config.clone(), spool: Mutex::new(None), state: Mutex::default(), changed: Condvar::new() };
+        let relay = Relay {
+            config: config.clone(),
+            spool: Mutex::new(None),
+            is_stopped: AtomicBool::new(false),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        };
         if let Some(spool) = spool {
             relay.read_notes(&spool);
             *relay.spool.take() = Some(spool);
@@ -147,13 +158,12 @@ impl Relay {
     }
 
     fn read_notes(&self, spool: &Arc<Spool>) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let keep_from = i64::try_from(now.saturating_sub(self.config.keep_partials).as_secs()).unwrap_or(i64::MAX);
+        let keep_from = self.keep_from();
         let state = &mut *self.state.take();
         for (number, bytes) in spool.notes() {
             state.last_note = state.last_note.max(number);
-            let is_old = spool.noted_seconds(number).is_none_or(|noted| noted < keep_from);
-            match read_note(spool, &bytes).filter(|_| !is_old) {
+            let noted = spool.noted_seconds(number).filter(|&noted| noted >= keep_from);
+            match noted.and_then(|noted| read_note(spool, &bytes, noted)) {
                 Some((nickname, left)) => {
                     state.left.entry(nickname).or_default().notes.insert(number, left);
                 }
@@ -163,12 +173,20 @@ impl Relay {
         spool.sweep(self.config.keep_partials);
     }
 
+    /// What was left before this is not kept any more; in seconds since 1970.
+    fn keep_from(&self) -> i64 {
+        seconds_now().saturating_sub(i64::try_from(self.config.keep_partials.as_secs()).unwrap_or(i64::MAX))
+    }
+
     /// The spool, which is made when it is first needed.
     fn spool(&self) -> Result<Arc<Spool>, Refusal> {
         if !self.config.relay {
             return Err(Refusal::NoRelay);
         }
         let mut spool = self.spool.take();
+        if self.is_stopped.load(Ordering::SeqCst) {
+            return Err(Refusal::Stopping);
+        }
         if let Some(spool) = &*spool {
             return Ok(Arc::clone(spool));
         }
@@ -188,6 +206,9 @@ impl Relay {
             return if nicknames.is_empty() { Err(Refusal::Nobody) } else { Ok(nicknames) };
         };
         let nicknames: BTreeSet<Nickname> = to.iter().cloned().collect();
+        if relay.leave && nicknames.iter().any(is_the_servers) {
+            return Err(Refusal::Nobody);
+        }
         let waits = relay.leave || relay.patience_seconds > 0;
         if !waits && !nicknames.iter().any(|nickname| hub.mailbox_in_room(nickname).is_some()) {
             return Err(Refusal::Nobody);
@@ -225,6 +246,7 @@ impl Relay {
             if let Some(queue) = state.left.get_mut(nickname) {
                 if queue.via.as_ref().is_none_or(|via| !Arc::ptr_eq(via, mailbox)) {
                     queue.notes.values_mut().for_each(|left| left.has_started = false);
+                    state.said.retain(|_, (to, _)| to != nickname);
                     let legs = &mut state.legs;
                     let via = queue.via.replace(Arc::clone(mailbox));
                     let is_its = |leg: &Leg| matches!(leg, Leg::Left(to, _) if to == nickname);
@@ -280,6 +302,23 @@ impl Relay {
         self.run(deeds);
     }
 
+    /// The server is over: lets go of the spool, so that the next one finds it, and of all that is waited for.
+    pub(super) fn stop(&self) {
+        self.is_stopped.store(true, Ordering::SeqCst);
+        let _spool = self.spool.take().take();
+        let state = {
+            let state = &mut *self.state.take();
+            let has_clock = state.has_clock;
+            std::mem::replace(state, State { has_clock, ..State::default() })
+        };
+        self.changed.notify_all();
+        for (_, item) in state.items {
+            for (id, via) in item.recipients.into_iter().filter_map(|recipient| recipient.via) {
+                via.files.withdraw(id);
+            }
+        }
+    }
+
     /// What became of a transfer; whether it is of no interest to the application.
     pub(super) fn hears(self: &Arc<Self>, hub: &Hub, report: &Report) -> bool {
         let id = match report {
@@ -320,7 +359,9 @@ impl Relay {
             }
         }
         self.run(deeds);
-        self.wind_up();
+        if is_gone {
+            self.wind_up();
+        }
         is_gone
     }
 
@@ -404,15 +445,19 @@ impl Relay {
     }
 
     /// A text is left for one who may not be there; it is noted before this returns.
-    pub(super) fn leave_text(&self, hub: &Hub, text: wire::Text) -> Result<(), Refusal> {
+    pub(super) fn leave_text(self: &Arc<Self>, hub: &Hub, text: wire::Text) -> Result<(), Refusal> {
         let Some(nickname) = text.to.clone() else { return Err(Refusal::Unsupported) };
         let spool = self.spool()?;
+        if is_the_servers(&nickname) {
+            return Err(Refusal::Nobody);
+        }
         let mut bytes = note_start();
         Message::Text(text.clone()).encode(&mut bytes);
         let left = Left {
             run: text.run,
             number: text.sequence,
             what: Parting::Text(text),
+            noted_seconds: seconds_now(),
             has_started: false,
             is_refused: false,
         };
@@ -423,6 +468,9 @@ impl Relay {
 
     /// Notes all of these, or none.
     fn leave(&self, spool: &Spool, parted: Vec<(Nickname, Left, Vec<u8>)>) -> Result<(), Refusal> {
+        let mut deeds = Vec::new();
+        self.state.take().forget_old(self.keep_from(), &mut deeds);
+        self.run(deeds);
         let first = {
             let mut state = self.state.take();
             if state.left.values().map(|queue| queue.notes.len()).sum::<usize>() + parted.len() > LEFT_MAX {
@@ -451,9 +499,12 @@ impl Relay {
         Ok(())
     }
 
-    fn go_on_with_left(&self, hub: &Hub, nickname: &Nickname) {
-        if let Some(mailbox) = hub.mailbox_in_room(nickname) {
-            self.arrive(hub, nickname, &mailbox);
+    fn go_on_with_left(self: &Arc<Self>, hub: &Hub, nickname: &Nickname) {
+        let Some(mailbox) = hub.mailbox_in_room(nickname) else { return };
+        self.arrive(hub, nickname, &mailbox);
+        // Who left meanwhile is waited for, but not for ever.
+        if !hub.is_here(&mailbox) {
+            self.depart(&mailbox);
         }
     }
 
@@ -465,25 +516,28 @@ impl Relay {
             item.recipients.iter().map(|recipient| recipient.nickname.clone()).collect()
         };
         let mut deeds = Vec::new();
+        let mut somebody_is_away = false;
         for nickname in nicknames {
             let mailbox = hub.mailbox_in_room(&nickname);
             let state = &mut *self.state.take();
-            let Some(item) = state.items.get_mut(&key) else { return };
-            let Some(recipient) = item.recipients.iter_mut().find(|it| it.nickname == nickname && it.is_awaited())
-            else {
-                continue;
-            };
+            let Some(item) = state.items.get_mut(&key) else { break };
+            // Who came meanwhile has it on its way.
+            let is_due = |it: &&mut Recipient| it.nickname == nickname && it.is_awaited() && it.via.is_none();
+            let Some(recipient) = item.recipients.iter_mut().find(is_due) else { continue };
             match (mailbox, &item.parcel) {
-                (Some(mailbox), Some(parcel)) if recipient.via.is_none() => {
+                (Some(mailbox), Some(parcel)) => {
                     let id = hub.ids.next();
                     recipient.via = Some((id, Arc::clone(&mailbox)));
                     state.legs.insert(id, Leg::Item(key, nickname));
                     deeds.push(Deed::Send(mailbox, id, parcel.clone()));
                 }
-                (None, _) if item.patience == Some(Duration::ZERO) => {
+                (None, _) if item.patience == Some(Duration::ZERO) || is_the_servers(&nickname) => {
                     state.end(&key, &nickname, Err(Refusal::Nobody), &mut deeds);
                 }
-                (None, _) => item.wait_for(&nickname, false),
+                (None, _) => {
+                    item.wait_for(&nickname, false);
+                    somebody_is_away = true;
+                }
                 _ => {}
             }
         }
@@ -491,7 +545,9 @@ impl Relay {
         self.run(deeds);
         // Who left meanwhile was not seen to have anything on its way.
         sent.iter().filter(|mailbox| !hub.is_here(mailbox)).for_each(|mailbox| self.depart(mailbox));
-        self.wind_up();
+        if somebody_is_away {
+            self.wind_up();
+        }
     }
 
     fn run(&self, deeds: Vec<Deed>) {
@@ -500,8 +556,10 @@ impl Relay {
                 Deed::Send(mailbox, id, parcel) => mailbox.files.hand_on(id, &parcel),
                 Deed::Say(mailbox, text, sequence) => {
                     let (frame, tail_bytes) = encode_text(text);
-                    // What has no room now is said when its receiver comes again.
-                    let _ = mailbox.texts.push(&frame, tail_bytes, Some(sequence), 1);
+                    if mailbox.texts.push(&frame, tail_bytes, Some(sequence), 1).is_err() {
+                        // It is said when another was heard, or its receiver comes again.
+                        self.state.take().unsay(sequence);
+                    }
                     mailbox.wake();
                 }
                 Deed::Withdraw(mailbox, id) => mailbox.files.withdraw(id),
@@ -618,10 +676,17 @@ impl State {
         let last = !item.recipients.iter().any(Recipient::is_awaited);
         if last {
             deeds.push(Deed::Drop(item.parcel.take()));
+            self.over.push_back(*key);
         }
         // In the order in which they end, as the last one says that it is.
         item.origin.put_outcome(wire::Relayed { item: key.1, nickname: nickname.clone(), outcome, last });
         deeds.push(Deed::Wake(Arc::clone(&item.origin)));
+        while self.over.len() > RELAYED_MAX {
+            let Some(oldest) = self.over.pop_front() else { return };
+            if self.items.get(&oldest).is_some_and(|item| item.parcel.is_none()) {
+                self.items.remove(&oldest);
+            }
+        }
     }
 
     fn remove(&mut self, key: &Key, deeds: &mut Vec<Deed>) {
@@ -686,6 +751,23 @@ impl State {
             left.has_started = false;
             left.is_refused = !is_gone;
         }
+    }
+
+    /// What was left and is not on its way is kept for a while only.
+    fn forget_old(&mut self, keep_from: i64, deeds: &mut Vec<Deed>) {
+        self.left.retain(|_, queue| {
+            let is_old = |left: &Left| left.noted_seconds < keep_from && !left.has_started;
+            let old: Vec<u64> = queue.notes.iter().filter(|(_, left)| is_old(left)).map(|(&note, _)| note).collect();
+            deeds.extend(old.into_iter().filter_map(|note| Some(Deed::Forget(note, queue.notes.remove(&note)?))));
+            !queue.notes.is_empty()
+        });
+    }
+
+    /// A text that was left had no room.
+    fn unsay(&mut self, sequence: u64) {
+        let Some((nickname, note)) = self.said.remove(&sequence) else { return };
+        let left = self.left.get_mut(&nickname).and_then(|queue| queue.notes.get_mut(&note));
+        left.into_iter().for_each(|left| left.has_started = false);
     }
 
     /// Sends what was left, in the order in which each run left it: files together, a text once all before it came, and nothing
@@ -787,14 +869,19 @@ impl Relaying for MemberRelaying {
             return Ok(known);
         }
         let nicknames = hub.relay.recipients(&hub, self.run, relay)?;
-        if hub.relay.state.take().awaited + nicknames.len() > RELAYED_MAX {
-            return Err(Refusal::TooMuch);
+        {
+            let mut state = hub.relay.state.take();
+            if state.awaited + nicknames.len() > RELAYED_MAX {
+                return Err(Refusal::TooMuch);
+            }
+            state.awaited += nicknames.len();
         }
         let passage = RelayPassage {
             hub: Weak::clone(&self.hub),
             key,
             mailbox: Arc::clone(&self.mailbox),
-            relay: relay.clone(),
+            leaves: relay.leave,
+            patience: Some(relay.patience_seconds).filter(|&seconds| seconds < u32::MAX),
             nicknames,
             meta: meta.clone(),
             kind,
@@ -818,6 +905,11 @@ impl Relaying for MemberRelaying {
     }
 }
 
+fn seconds_now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
+}
+
 /// A stream's size is not known before its end; its stamp tells it from others.
 fn is_same(one: &Meta, other: &Meta) -> bool {
     (&one.path, one.size, one.mtime, one.content_crc) == (&other.path, other.size, other.mtime, other.content_crc)
@@ -828,11 +920,23 @@ struct RelayPassage {
     hub: Weak<Hub>,
     key: Key,
     mailbox: Arc<Mailbox>,
-    relay: wire::Relay,
+    leaves: bool,
+    /// In seconds; `None`: for ever.
+    patience: Option<u32>,
+    /// They count as awaited while they are here.
     nicknames: Vec<Nickname>,
     meta: Meta,
     kind: Kind,
     held: Arc<Held>,
+}
+
+impl Drop for RelayPassage {
+    fn drop(&mut self) {
+        if let Some(hub) = self.hub.upgrade() {
+            let mut state = hub.relay.state.take();
+            state.awaited = state.awaited.saturating_sub(self.nicknames.len());
+        }
+    }
 }
 
 impl RelayPassage {
@@ -858,7 +962,8 @@ impl RelayPassage {
             let parcel = Parcel { held: Arc::new(self.held.again()), ..self.parcel() };
             let (run, number) = (self.key.0, self.key.1.into());
             let noted = note(self.key, &nickname, &self.meta, self.kind, arrived);
-            let left = Left { run, number, what: Parting::File(parcel), has_started: false, is_refused: false };
+            let (what, noted_seconds) = (Parting::File(parcel), seconds_now());
+            let left = Left { run, number, what, noted_seconds, has_started: false, is_refused: false };
             (nickname, left, noted)
         };
         let parted: Vec<_> = nicknames.into_iter().map(parted).collect();
@@ -878,30 +983,34 @@ impl Passage for RelayPassage {
     fn arrived(&mut self, arrived: Arrived) -> Result<(), Refusal> {
         let hub = self.hub.upgrade().ok_or(Refusal::Stopping)?;
         self.held.is_stored_as(arrived.stored.clone());
-        if self.relay.leave {
+        if self.leaves {
             return self.leave(&hub, &arrived);
         }
-        let patience = Some(self.relay.patience_seconds).filter(|&seconds| seconds < u32::MAX);
-        let recipient =
-            |nickname: &Nickname| Recipient { nickname: nickname.clone(), via: None, until: None, outcome: None };
+        let recipient = |nickname: Nickname| Recipient { nickname, via: None, until: None, outcome: None };
         let item = Item {
             meta: self.meta.clone(),
             kind: self.kind,
             arrived,
             origin: Arc::clone(&self.mailbox),
-            patience: patience.map(|seconds| Duration::from_secs(seconds.into())),
+            patience: self.patience.map(|seconds| Duration::from_secs(seconds.into())),
             parcel: Some(self.parcel()),
-            recipients: self.nicknames.iter().map(recipient).collect(),
+            // They are the item's from now on.
+            recipients: std::mem::take(&mut self.nicknames).into_iter().map(recipient).collect(),
         };
-        let mut state = hub.relay.state.take();
-        state.awaited += item.recipients.len();
-        state.items.insert(self.key, item);
+        let mut deeds = Vec::new();
+        {
+            let state = &mut *hub.relay.state.take();
+            // It may have been offered twice.
+            state.remove(&self.key, &mut deeds);
+            state.items.insert(self.key, item);
+        }
+        hub.relay.run(deeds);
         Ok(())
     }
 
     fn go_on(self: Box<Self>) {
         let Some(hub) = self.hub.upgrade() else { return };
-        if self.relay.leave {
+        if self.leaves {
             self.nicknames.iter().for_each(|nickname| hub.relay.go_on_with_left(&hub, nickname));
         } else {
             hub.relay.go_on(&hub, self.key);
@@ -990,7 +1099,7 @@ fn note(key: Key, nickname: &Nickname, meta: &Meta, kind: Kind, arrived: &Arrive
 }
 
 /// What [`note`] wrote; `None` for what it did not, and for a file that is gone.
-fn read_note(spool: &Arc<Spool>, bytes: &[u8]) -> Option<(Nickname, Left)> {
+fn read_note(spool: &Arc<Spool>, bytes: &[u8], noted_seconds: i64) -> Option<(Nickname, Left)> {
     let mut decoder = Decoder::for_server();
     decoder.hello_complete();
     let mut rest = bytes;
@@ -1026,5 +1135,5 @@ fn read_note(spool: &Arc<Spool>, bytes: &[u8]) -> Option<(Nickname, Left)> {
         }
         _ => return None,
     };
-    Some((nickname, Left { run, number, what, has_started: false, is_refused: false }))
+    Some((nickname, Left { run, number, what, noted_seconds, has_started: false, is_refused: false }))
 }

@@ -14,7 +14,7 @@ use super::window::Window;
 use super::{Direction, Kind, Listed, Receipt, Report, TransferFailure, TransferId, TransferIds};
 use crate::config::{
     block_bytes, BLOCK_BYTES_LEAST, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, OFFER_PATH_BYTES, OPEN_TRANSFERS_MAX,
-    RELAYS_MAX, RELAY_NICKNAMES_BYTES_MAX, REQUESTS_MAX, SUMS_PER_FRAME, TREE_STEP,
+    OUTCOMES_DUE_MAX, RELAYS_MAX, RELAY_NICKNAMES_BYTES_MAX, REQUESTS_MAX, SUMS_PER_FRAME, TREE_STEP,
 };
 use crate::error::{Error, Refusal, Result};
 use crate::name::SafePath;
@@ -58,6 +58,8 @@ struct State {
     directories: VecDeque<TransferId>,
     /// Answered with SEND and not finished, in turn.
     sending: VecDeque<TransferId>,
+    /// Outcomes that are to come of what was offered for others.
+    outcomes: usize,
     link: Option<Link>,
     /// Counts connections, so that what an old one's thread finds out late is dropped.
     epoch: u32,
@@ -141,6 +143,7 @@ impl Outbound {
             walking: None,
             directories: VecDeque::new(),
             sending: VecDeque::new(),
+            outcomes: 0,
             link: None,
             epoch: 0,
         };
@@ -341,6 +344,7 @@ impl Outbound {
             asked: BTreeMap::new(),
         });
         state.sending.clear();
+        state.outcomes = 0;
         state.forget_requested();
         for file in state.files.values_mut() {
             file.phase = Phase::Waiting;
@@ -380,7 +384,7 @@ impl Outbound {
             state.trees.clear();
             state.directories.clear();
             state.sending.clear();
-            state.plain = 0;
+            (state.plain, state.outcomes) = (0, 0);
             std::mem::take(&mut state.files)
         };
         for (_, file) in files {
@@ -523,6 +527,7 @@ impl Outbound {
         file.number = link.last_number;
         file.offered = offered.clone();
         file.content = content;
+        state.outcomes += file.outcomes_due();
         let offer = wire::Offer {
             transfer: link.last_number,
             kind: file.content.kind().to_wire(),
@@ -962,6 +967,9 @@ impl State {
     fn remove(&mut self, id: TransferId) -> Option<Outgoing> {
         let file = self.files.remove(&id)?;
         self.plain -= usize::from(!file.is_directory());
+        if !matches!(file.phase, Phase::Waiting) {
+            self.outcomes = self.outcomes.saturating_sub(file.outcomes_due());
+        }
         self.end_answered(file.request());
         if let Some(link) = &mut self.link {
             link.ended(&file);
@@ -978,6 +986,13 @@ impl State {
         file.phase = Phase::Relaying(receipt);
     }
 
+    /// PROTOCOL 11.2: whether the next offer waits for the outcomes of others.
+    fn is_held_back(&self) -> bool {
+        let next = self.waiting.front().or_else(|| self.trees.front().map(|(top, _)| top));
+        let next = next.or_else(|| self.directories.front()).and_then(|id| self.files.get(id));
+        self.outcomes > 0 && next.is_some_and(|file| self.outcomes + file.outcomes_due() > OUTCOMES_DUE_MAX)
+    }
+
     fn has_work(&self) -> bool {
         let Some(link) = &self.link else { return false };
         let has_offers = !self.waiting.is_empty()
@@ -985,7 +1000,7 @@ impl State {
             || (!self.directories.is_empty() && self.is_down_to_directories());
         let length_max = link.length_max();
         !link.ready.is_empty()
-            || (has_offers && link.may_offer())
+            || (has_offers && link.may_offer() && !self.is_held_back())
             || self.sending.iter().any(|id| self.files.get(id).is_some_and(|file| file.step(length_max).is_some()))
     }
 
@@ -994,7 +1009,7 @@ impl State {
     fn pick(&mut self) -> Option<Work> {
         let link = self.link.as_ref()?;
         let length_max = link.length_max();
-        if link.may_offer() {
+        if link.may_offer() && !self.is_held_back() {
             while let Some(id) = self.waiting.pop_front() {
                 if let Some(file) = self.files.get(&id) {
                     return Some(Work::Offer { id, content: file.content.clone() });

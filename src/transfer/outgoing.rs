@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{combine_crc, Direction, Kind, Progress, Receipt, Report, TransferFailure, TransferId};
-use crate::config::{block_bytes, BLOCK_BYTES_LEAST, REPAIRS_MAX};
+use crate::config::{block_bytes, BLOCK_BYTES_LEAST, REPAIRS_MAX, ROOM_GUESSED};
 use crate::error::{Error, Result};
 use crate::name::{Nickname, SafePath};
 use crate::storage::{self, Held, Origin, Source, Stream};
@@ -192,6 +192,14 @@ impl Outgoing {
         matches!(&self.purpose, Purpose::Relay(relay) if !relay.leave)
     }
 
+    /// How many RELAYEDs follow its RECEIPT, as far as this side knows.
+    pub(super) fn outcomes_due(&self) -> usize {
+        match &self.purpose {
+            Purpose::Relay(relay) if !relay.leave => relay.to.as_ref().map_or(ROOM_GUESSED, Vec::len),
+            _ => 0,
+        }
+    }
+
     pub(super) fn is_directory(&self) -> bool {
         matches!(self.content, Content::Directory { .. })
     }
@@ -303,7 +311,12 @@ impl Outgoing {
             }
             Phase::Offered => {
                 let crc = receipt.already.then_some(self.offered.content_crc).filter(|_| self.is_small());
-                (self.offered.size, crc, false)
+                let size = match &self.content {
+                    // It came on an earlier connection.
+                    Content::Stream(stream) => stream.extent().0,
+                    _ => self.offered.size,
+                };
+                (size, crc, false)
             }
             Phase::Sending(sending) => {
                 let size = if self.content.kind() == Kind::Stream { sending.next } else { self.offered.size };
