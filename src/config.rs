@@ -120,6 +120,8 @@ pub const DIRECTORIES_REMEMBERED: usize = 4096;
 
 // Flow.
 
+/// How often the progress of a transfer is told: more often it costs more than a chunk.
+pub const PROGRESS_PAUSE: Duration = Duration::from_millis(50);
 /// The least window: a slow line still keeps a few chunks under way.
 pub const WINDOW_BYTES_LEAST: u64 = 128 * 1024;
 /// The largest window: 100 MB/s over 160 ms.
@@ -128,6 +130,8 @@ pub const WINDOW_BYTES_MAX: u64 = 16 * 1024 * 1024;
 pub const WINDOW_QUEUE: Duration = Duration::from_millis(30);
 /// The least share of the receive budget that a connection with an open transfer gets.
 pub const CREDIT_BYTES_LEAST: u64 = if IS_FUZZED { 1024 } else { 64 * 1024 };
+/// A connection keeps the buffers of its chunks for the next ones where its share of the receive budget is so much.
+pub const SPARE_SHARE_LEAST: u64 = 2 * 1024 * 1024;
 /// Texts and control waiting for a slow reader: at once, it is cut.
 pub const OUTBOX_BYTES_MAX: usize = MIB;
 /// Texts waiting for a slow reader: longer than `OUTBOX_SLOW_AFTER`, it is cut.

@@ -257,6 +257,9 @@ impl Session {
                 None => {}
             }
             has_deadline = due.is_some();
+            if let Some(spare) = self.inbound.take_spare() {
+                reader.recycle(spare);
+            }
             match reader.read() {
                 Ok(0) => {
                     return match goodbye {

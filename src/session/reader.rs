@@ -99,6 +99,11 @@ impl FrameReader {
         self.start == self.end && self.decoder.is_between_frames()
     }
 
+    /// Gives a buffer whose memory the next chunk takes.
+    pub(crate) fn recycle(&mut self, buffer: Vec<u8>) {
+        self.decoder.recycle(buffer);
+    }
+
     /// Takes no longer chunk than this: it is refused before anything is reserved for it.
     pub(crate) fn set_chunk_bytes_max(&mut self, bytes: usize) {
         self.decoder.set_chunk_bytes_max(bytes);

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use rustix::fs::{fchmod, futimens, Mode, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::{retry_on_intr, Errno, Result};
 
-use super::dir::{Anchors, Dir, Entry, Id, Place};
+use super::dir::{Anchors, Dir, Entry, Id, Place, TMPFS};
 use super::failure::{is_not_offered, Failure};
 use super::naming::{give_name, Named};
 use super::{Existing, Meta, Partial, Time};
@@ -356,7 +356,6 @@ fn syncs_whole(dir: &Dir) -> bool {
     const XFS: u32 = 0x5846_5342;
     const BTRFS: u32 = 0x9123_683e;
     const F2FS: u32 = 0xf2f5_2010;
-    const TMPFS: u32 = 0x0102_1994;
     matches!(dir.file_system(), Some(EXT4 | XFS | BTRFS | F2FS | TMPFS))
 }
 

@@ -169,11 +169,19 @@ impl Dir {
         Some(known.f_bavail.saturating_mul(known.f_frsize))
     }
 
+    /// Whether room that is taken ahead would be memory, cleared for what is written over it.
+    pub(super) fn is_in_memory(&self) -> bool {
+        self.file_system() == Some(TMPFS)
+    }
+
     /// The file system's magic number, as in statfs(2).
     pub(super) fn file_system(&self) -> Option<u32> {
         file_system(&self.fd)
     }
 }
+
+/// As in statfs(2).
+pub(super) const TMPFS: u32 = 0x0102_1994;
 
 /// The magic number of the file system that something open is on, as in statfs(2).
 #[allow(clippy::useless_conversion)] // Its type is another on other architectures.

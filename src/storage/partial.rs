@@ -84,6 +84,7 @@ impl Partial {
                 is_syncing: AtomicBool::new(false),
                 is_lost: AtomicBool::new(false),
             };
+            let takes_room = !meta.is_small() && !meta.is_stream && !place.dir.is_in_memory();
             return Ok(Partial {
                 held: Arc::new(held),
                 place: Arc::new(place),
@@ -94,11 +95,7 @@ impl Partial {
                 is_small: meta.is_small(),
                 is_stream: meta.is_stream,
                 fsync,
-                ahead: Mutex::new(Ahead {
-                    taken_end: have,
-                    takes_room: !meta.is_small() && !meta.is_stream,
-                    unsynced_bytes: 0,
-                }),
+                ahead: Mutex::new(Ahead { taken_end: have, takes_room, unsynced_bytes: 0 }),
                 has_real_name: AtomicBool::new(false),
                 label,
             });

@@ -5,7 +5,9 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::buffer::spare_capacity;
 use rustix::fs::OFlags;
+use rustix::io::{pread, retry_on_intr};
 
 use super::block::block_crc;
 use super::dir::file_system;
@@ -96,18 +98,33 @@ impl Source {
         self.mode
     }
 
-    /// Fills `buffer` from `offset`.
+    /// Appends `length` bytes from `offset` to `out`, whose memory is not cleared for them first.
     ///
     /// # Errors
     /// [`Error::SourceChanged`] where the file is shorter by now; [`Error::File`].
-    pub(crate) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        self.file.read_exact_at(buffer, offset).map_err(|error| self.failed("read", error))
+    pub(crate) fn append_from(&self, offset: u64, length: usize, out: &mut Vec<u8>) -> Result<()> {
+        let (start, end) = (out.len(), out.len() + length);
+        out.reserve(length);
+        // What is read is whatever there is room for.
+        if out.capacity() > end + length / 4 {
+            out.shrink_to(end);
+        }
+        while out.len() < end {
+            let at = offset + u64::try_from(out.len() - start).unwrap_or(u64::MAX);
+            match retry_on_intr(|| pread(&self.file, spare_capacity(out), at)) {
+                Ok(0) => return Err(self.failed("read", io::ErrorKind::UnexpectedEof.into())),
+                Ok(_) => {}
+                Err(error) => return Err(self.failed("read", error.into())),
+            }
+        }
+        out.truncate(end);
+        Ok(())
     }
 
     /// The CRC of one block (PROTOCOL 5.3); `buffer` is scratch.
     ///
     /// # Errors
-    /// As [`Source::read_at`].
+    /// As [`Source::append_from`].
     pub(crate) fn block_crc(&self, index: u64, buffer: &mut Vec<u8>) -> Result<u32> {
         block_crc(&self.file, self.size, index, buffer).map_err(|error| self.failed("read", error))
     }
@@ -155,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_only_grew_is_what_woffered_as() {
+    fn a_source_that_only_grew_is_what_was_offered() {
         let (_root, path, source) = source(b"abc");
         assert!(!source.check().unwrap());
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"def").unwrap();
@@ -172,8 +189,7 @@ mod tests {
     fn a_source_that_is_shorter_changed() {
         let (_root, path, source) = source(b"abc");
         OpenOptions::new().write(true).open(&path).unwrap().set_len(2).unwrap();
-        let mut buffer = [0; 3];
-        assert!(matches!(source.read_at(0, &mut buffer), Err(Error::SourceChanged { .. })));
+        assert!(matches!(source.append_from(0, 3, &mut Vec::new()), Err(Error::SourceChanged { .. })));
         assert!(matches!(source.check(), Err(Error::SourceChanged { .. })));
     }
 

@@ -15,7 +15,7 @@ use super::ledger::Ledger;
 use super::{
     Arrived, Direction, Kind, Receipt, Relaying, Report, RequestId, Requests, TransferFailure, TransferIds, Way,
 };
-use crate::config::{OPEN_TRANSFERS_MAX, RELAYS_MAX, SMALL_FILES_BEGUN_MAX};
+use crate::config::{OPEN_TRANSFERS_MAX, RELAYS_MAX, SMALL_FILES_BEGUN_MAX, SPARE_SHARE_LEAST};
 use crate::error::{Error, Refusal, Result};
 use crate::name::SafePath;
 use crate::storage::{Committed, Existing, Failure, Meta, Pipe, Store};
@@ -60,6 +60,8 @@ pub(crate) struct Inbound {
 struct Inner {
     context: InboundContext,
     ledger: Mutex<Ledger>,
+    /// Buffers of chunks that are written, for the next ones.
+    spares: Mutex<Vec<Vec<u8>>>,
     /// Those that offers may name.
     relays: Mutex<VecDeque<Arc<wire::Relay>>>,
     /// The connection is gone.
@@ -139,6 +141,7 @@ impl Inbound {
     pub(crate) fn new(context: InboundContext) -> Inbound {
         let inner = Arc::new(Inner {
             ledger: Mutex::new(Ledger::new(Arc::clone(&context.budget), Arc::clone(&context.wake), context.offers_max)),
+            spares: Mutex::default(),
             relays: Mutex::default(),
             closed: AtomicBool::new(false),
             context,
@@ -223,6 +226,11 @@ impl Inbound {
         } else {
             Ok(())
         }
+    }
+
+    /// A buffer whose memory the next chunk may take.
+    pub(crate) fn take_spare(&self) -> Option<Vec<u8>> {
+        self.inner.spares.take().pop()
     }
 
     /// PROTOCOL 1.5: data came damaged.
@@ -321,7 +329,11 @@ impl Inner {
                 self.begin(&mut files, number);
                 Ok(())
             }
-            Job::Chunk(chunk) => self.chunk(&mut files, chunk),
+            Job::Chunk(mut chunk) => {
+                let result = self.chunk(&mut files, &chunk);
+                self.spare(&files, std::mem::take(&mut chunk.data));
+                result
+            }
             Job::Damaged { number, offset, length } => self.damaged(&mut files, number, offset, length),
             Job::Sums { number, first_block, crcs } => self.sums(&mut files, number, first_block, crcs),
             Job::Finish { number, size, crc, grew } => self.finish(&mut files, number, size, crc, grew),
@@ -546,7 +558,18 @@ impl Inner {
         Box::new(move |result| unrun.run(result))
     }
 
-    fn chunk(self: &Arc<Self>, files: &mut Files, chunk: Chunk) -> Result<()> {
+    /// Keeps a buffer for the next chunk, where few connections share the memory; and none when nothing is open.
+    fn spare(&self, files: &Files, buffer: Vec<u8>) {
+        let mut spares = self.spares.take();
+        if files.open.is_empty() {
+            // The reader lets go of its own for this.
+            *spares = vec![Vec::new()];
+        } else if spares.is_empty() && self.context.budget.share() >= SPARE_SHARE_LEAST {
+            spares.push(buffer);
+        }
+    }
+
+    fn chunk(self: &Arc<Self>, files: &mut Files, chunk: &Chunk) -> Result<()> {
         let length = u64::try_from(chunk.data.len()).unwrap_or(u64::MAX);
         let number = chunk.transfer;
         if files.is_one_too_many(number) {
@@ -556,8 +579,8 @@ impl Inner {
             let Some(file) = files.open.get_mut(&number) else { return Ok(Ok(())) };
             file.expect_chunk(chunk.offset, length)?;
             if let Stage::Piping(pipe) = &file.stage {
-                let written = file.piped(pipe.write_at(chunk.offset, &chunk.data), &chunk)?;
-                (self.context.report)(Report::Progress(file.progress()));
+                let written = file.piped(pipe.write_at(chunk.offset, &chunk.data), chunk)?;
+                self.tell_progress(file);
                 return Ok(written);
             }
             let Some(store) = &file.store(self.context.store.as_ref()).cloned() else { return Ok(Ok(())) };
@@ -580,10 +603,8 @@ impl Inner {
                 }),
             };
             if written.is_ok() {
-                file.came(&chunk)?;
-                if !file.meta.is_small() {
-                    (self.context.report)(Report::Progress(file.progress()));
-                }
+                file.came(chunk)?;
+                self.tell_progress(file);
             }
             Ok(written)
         })()?;
@@ -872,6 +893,12 @@ impl Inner {
                 files.large += 1;
                 self.settle(files, next);
             }
+        }
+    }
+
+    fn tell_progress(&self, file: &mut Incoming) {
+        if let Some(progress) = file.progress() {
+            (self.context.report)(Report::Progress(progress));
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::coverage::Coverage;
 use super::holders::Hold;
-use super::{Direction, Kind, Passage, Progress, RequestId, TransferId};
+use super::{Direction, Kind, Passage, Progress, RequestId, Seldom, TransferId};
 use crate::config::{block_bytes, DAMAGED_CHUNKS_MAX, REPAIRS_MAX};
 use crate::error::{Error, Refusal, Result};
 use crate::storage::{Existing, Failure, Meta, Partial, Pipe, Store, Taken};
@@ -42,6 +42,7 @@ pub(super) struct Incoming {
     /// Sums received so far; kept while files that were there are compared.
     pub(super) sums: Vec<u32>,
     pub(super) sums_received: u64,
+    progress_is_told: Seldom,
     /// FINISH: the CRC of the whole, and whether the source grew.
     pub(super) finish: Option<(u32, bool)>,
 }
@@ -84,6 +85,7 @@ impl Incoming {
             comparing: 0,
             sums: Vec::new(),
             sums_received: 0,
+            progress_is_told: Seldom::default(),
             finish: None,
         }
     }
@@ -241,14 +243,18 @@ impl Incoming {
         self.comparing > 0 || !self.asked.is_empty() || !self.wanted.is_empty() || !self.all_sums_received()
     }
 
-    pub(super) fn progress(&self) -> Progress {
-        Progress {
+    /// How far it is, now and then.
+    pub(super) fn progress(&mut self) -> Option<Progress> {
+        if self.meta.is_small() || !self.progress_is_told.is_due() {
+            return None;
+        }
+        Some(Progress {
             transfer: self.id,
             direction: Direction::Incoming,
             name: self.offered_name(),
             bytes: self.meta.size.min(self.have + self.travelled),
             size_bytes: (self.kind != Kind::Stream).then_some(self.meta.size),
-        }
+        })
     }
 }
 

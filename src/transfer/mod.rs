@@ -22,8 +22,9 @@ mod window;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::config::PROGRESS_PAUSE;
 use crate::error::Error;
 use crate::name::Nickname;
 use crate::storage::Skipped;
@@ -102,6 +103,20 @@ pub struct Progress {
     pub bytes: u64,
     /// The offered size; `None` for a stream, which has none yet.
     pub size_bytes: Option<u64>,
+}
+
+/// Lets a report through at once, and the next ones as often as anybody can see.
+#[derive(Default)]
+struct Seldom(Option<Instant>);
+
+impl Seldom {
+    fn is_due(&mut self) -> bool {
+        let is_due = self.0.is_none_or(|last| last.elapsed() >= PROGRESS_PAUSE);
+        if is_due {
+            self.0 = Some(Instant::now());
+        }
+        is_due
+    }
 }
 
 /// A file that is stored.

@@ -594,18 +594,20 @@ impl Outbound {
         };
         let start = out.len();
         let size = usize::try_from(length).unwrap_or(CHUNK_BYTES_MAX);
-        out.resize(start + CHUNK_HEAD_BYTES + size, 0);
-        let (_, frame) = out.split_at_mut(start);
-        let space = frame.get_mut(CHUNK_HEAD_BYTES..).unwrap_or_default();
+        out.resize(start + CHUNK_HEAD_BYTES, 0);
         let read = match &source {
-            Opening::Open(source) => source.read_at(offset, space),
-            Opening::Stream(stream) => stream.read_at(offset, space),
+            Opening::Open(source) => source.append_from(offset, size, out),
+            Opening::Stream(stream) => {
+                out.resize(start + CHUNK_HEAD_BYTES + size, 0);
+                stream.read_at(offset, out.get_mut(start + CHUNK_HEAD_BYTES..).unwrap_or_default())
+            }
             Opening::Origin(..) => Ok(()),
         };
         if let Err(error) = read {
             out.truncate(start);
             return Err(error);
         }
+        let (_, frame) = out.split_at_mut(start);
         let crc = seal_chunk(frame, number, offset);
         let mut state = self.state.take();
         let state = &mut *state;
@@ -788,10 +790,8 @@ impl Outbound {
         if let Content::Stream(stream) = &file.content {
             stream.release_until(done_until);
         }
-        if !file.is_small() {
-            if let Some(progress) = file.progress() {
-                (self.report)(Report::Progress(progress));
-            }
+        if let Some(progress) = file.progress() {
+            (self.report)(Report::Progress(progress));
         }
         Ok(())
     }

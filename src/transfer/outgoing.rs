@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{combine_crc, Direction, Kind, Progress, Receipt, Report, TransferFailure, TransferId};
+use super::{combine_crc, Direction, Kind, Progress, Receipt, Report, Seldom, TransferFailure, TransferId};
 use crate::config::{block_bytes, BLOCK_BYTES_LEAST, REPAIRS_MAX, ROOM_GUESSED};
 use crate::error::{Error, Result};
 use crate::name::{Nickname, SafePath};
@@ -30,6 +30,7 @@ pub(super) struct Outgoing {
     held: Option<Arc<Held>>,
     /// Those whose outcome was reported, of those that it is for.
     told: BTreeSet<Nickname>,
+    progress_is_told: Seldom,
     /// What came before the receipt.
     pub(super) early: Vec<wire::Relayed>,
 }
@@ -173,6 +174,7 @@ impl Outgoing {
             phase: Phase::Waiting,
             held: None,
             told: BTreeSet::new(),
+            progress_is_told: Seldom::default(),
             early: Vec::new(),
         }
     }
@@ -292,7 +294,11 @@ impl Outgoing {
         }
     }
 
-    pub(super) fn progress(&self) -> Option<Progress> {
+    /// How far it is, now and then.
+    pub(super) fn progress(&mut self) -> Option<Progress> {
+        if self.is_small() || !self.progress_is_told.is_due() {
+            return None;
+        }
         let Phase::Sending(sending) = &self.phase else { return None };
         Some(Progress {
             transfer: self.id,
