@@ -51,6 +51,8 @@ pub(crate) struct Hub {
     share: Option<Arc<Top>>,
     relay: Arc<Relay>,
     state: Mutex<State>,
+    /// Keeps the server's own sequences in the order of the queues.
+    saying: Mutex<()>,
     /// Wakes who waits for a new peer, or for the last to leave.
     changed: Condvar,
 }
@@ -95,6 +97,7 @@ impl Hub {
             share: config.share.as_deref().map(Top::open).transpose()?.map(Arc::new),
             relay: Arc::new(Relay::new(&config)?),
             state: Mutex::default(),
+            saying: Mutex::default(),
             changed: Condvar::new(),
             capacity,
             config,
@@ -274,19 +277,15 @@ impl Hub {
     /// [`Refusal::Nobody`], [`Error::Argument`] for a text that is too long.
     pub(crate) fn send_text(&self, to: Option<&Nickname>, text: &str) -> Result<u64> {
         check_text(text)?;
-        let sequence = self.next_sequence();
-        let (from, to_name) = (None, to.cloned());
-        let text = wire::Text {
-            run: self.run,
-            sequence,
-            from,
-            to: to_name,
-            leave: false,
-            to_room: false,
-            text: text.to_owned(),
-        };
         let receivers = self.receivers(to)?;
-        deliver(&receivers, text, Some(sequence));
+        let (run, from, to, text) = (self.run, None, to.cloned(), text.to_owned());
+        let (sequence, too_slow) = {
+            let _saying = self.saying.take();
+            let sequence = self.next_sequence();
+            let text = wire::Text { run, sequence, from, to, leave: false, to_room: false, text };
+            (sequence, queue(&receivers, text, Some(sequence)))
+        };
+        send_queued(&receivers, &too_slow);
         Ok(sequence)
     }
 
@@ -584,14 +583,20 @@ fn is_the_servers(nickname: &Nickname) -> bool {
 
 /// Queues one text for each receiver; whoever is too slow for it is cut off.
 fn deliver(receivers: &[Member], text: wire::Text, sequence: Option<u64>) {
+    let too_slow = queue(receivers, text, sequence);
+    send_queued(receivers, &too_slow);
+}
+
+/// Queues one text for each receiver; gives those who are too slow for it.
+fn queue(receivers: &[Member], text: wire::Text, sequence: Option<u64>) -> Vec<&Member> {
     let (frame, tail_bytes) = encode_text(text);
-    for member in receivers {
-        let mailbox = member.session.mailbox();
-        if mailbox.texts.push(&frame, tail_bytes, sequence).is_err() {
-            member.session.end();
-        }
-        mailbox.wake();
-    }
+    let is_too_slow = |member: &&Member| member.session.mailbox().texts.push(&frame, tail_bytes, sequence).is_err();
+    receivers.iter().filter(is_too_slow).collect()
+}
+
+fn send_queued(receivers: &[Member], too_slow: &[&Member]) {
+    too_slow.iter().for_each(|member| member.session.end());
+    receivers.iter().for_each(|member| member.session.mailbox().wake());
 }
 
 /// A text's frame and the length of its tail.
