@@ -550,3 +550,23 @@ fn who_asks_itself_gets_what_it_shares() {
     b7.disconnect();
     net.wait_until_nothing_is_kept();
 }
+
+#[test]
+fn what_a_server_has_for_others_is_not_sent_again_to_the_next() {
+    let mut net = Net::new(&[]);
+    let upload = Proxy::start(net.server.address().parse().unwrap(), Faults::default());
+    let file = net.scratch.file("fw.bin", 3_000_000, 1);
+    let address = upload.address().to_string();
+    let _b8 = net.board("b8", &[]);
+    let fors = ["--for", "b7", "--for", "b8", "--file", &file];
+    let mut sending = client_spawn(&[&["--to", &address, "--retry", "30s"], &fors[..]].concat());
+    sending.wait_stderr(|line| line.starts_with("sent \"fw.bin\" to b8"));
+    net.server.signal(Signal::TERM);
+    net.server.wait().assert_code(0);
+    net.restart_server(|net| assert_eq!(net.kept(), [1, 0]));
+    let _b7 = net.board("b7", &[]);
+    sending.wait().assert_code(0);
+    assert_same_file(&file, net.path("b7/fw.bin"));
+    assert!(upload.bytes_forwarded(Direction::ToServer) < 3_500_000, "its bytes come once");
+    net.wait_until_nothing_is_kept();
+}

@@ -256,7 +256,10 @@ impl Hub {
         if error.is_none() {
             session.mailbox().files.fail_all(|| Error::Closed);
             session.mailbox().requests.fail_all(|| Error::Closed);
-            over.push(run);
+            // Of a server that stops the client goes on with the next one.
+            if !self.state.take().stopping {
+                over.push(run);
+            }
         }
         over.into_iter().for_each(|run| self.relay.forget_run(run));
         self.relay.depart(session.mailbox());
