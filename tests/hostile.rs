@@ -249,7 +249,7 @@ fn cases() -> Vec<(String, Vec<u8>, Answer)> {
     case("a client that says what became of a file", bytes(&[Message::Relayed(relayed)]), Answer::Nothing);
     let from = Some(nickname);
     let absent = Message::Get { request: 1, from: from.clone(), path: b"x".to_vec() };
-    case("GET from who is not there", bytes(&[absent.clone()]), Answer::No(Refusal::Nobody));
+    case("GET from who is not there", bytes(std::slice::from_ref(&absent)), Answer::No(Refusal::Nobody));
     case("a request of others with a number used twice", bytes(&[absent.clone(), absent]), VIOLATION);
     let up = Message::Get { request: 1, from: from.clone(), path: b"../up".to_vec() };
     case("GET of a bad name from others", bytes(&[up]), Answer::No(Refusal::BadName));
@@ -779,7 +779,7 @@ fn what_was_asked_for_another_is_never_stored_as_the_servers_own() {
     // Another has the nickname now, and is asked instead.
     let (mut first, mut first_frames, mut first_decoder) = session(&address, &board(1, "b7"));
     let (mut asker, ..) = session(&address, &board(3, "ann"));
-    asker.write_all(&bytes(std::slice::from_ref(&get))).unwrap();
+    asker.write_all(&bytes(&[get])).unwrap();
     let request = wait_for(&mut first_frames, &mut first_decoder, asks);
     first.write_all(&bytes(&[Message::Named(Nickname::parse(b"b8").unwrap())])).unwrap();
     wait_for(&mut first_frames, &mut first_decoder, |message| matches!(message, Message::Named(_)).then_some(()));

@@ -335,3 +335,28 @@ fn a_closed_server_leaves_a_listener_that_it_was_given_to_others() {
         std::thread::yield_now();
     }
 }
+
+#[test]
+fn what_several_threads_say_at_once_is_all_heard() {
+    const EACH: usize = 300;
+    let server = Server::bind("127.0.0.1:0", Config::default()).unwrap();
+    let client = connect(&server, in_room("ann"));
+    until(|t| server.next_event(t), |event| matches!(event, Event::Joined(_)).then_some(()));
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let server = &server;
+            scope.spawn(move || (0..EACH).for_each(|_| assert!(server.send_text(None, &thread.to_string()).is_ok())));
+        }
+        for count in 1..=4 * EACH {
+            let heard = until(
+                |t| client.next_event(t),
+                |event| match event {
+                    Event::Text(text) => Some(text.text),
+                    _ => None,
+                },
+            );
+            assert!(heard.len() == 1, "{count}");
+        }
+    });
+    server.stop();
+}

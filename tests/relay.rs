@@ -11,7 +11,7 @@ use std::path::Path;
 
 use common::{assert_same_file, client, client_spawn, until, Run, Running, Scratch, Server, Signal};
 use postwire::config::RELAYED_MAX;
-use postwire::{Client, Config, Event, Nickname, Recipients};
+use postwire::{Client, Config, Event, Nickname, Recipients, SafePath};
 use proxy::{Direction, Faults, Line, Proxy};
 
 /// A server with a directory, and clients that stay.
@@ -533,4 +533,67 @@ fn what_nobody_came_for_is_not_kept_longer_than_partials() {
     let mut b7 = net.board("b7", &[]);
     net.send(&["--for", "*", "--text", "end"]).assert_code(0);
     assert!(b7.wait_stdout(|_| true).ends_with(": end"), "it is not delivered");
+}
+
+#[test]
+fn who_fetches_from_another_goes_on_after_a_break() {
+    let net = Net::new(&[]);
+    net.scratch.file("share/tree/large", 3_000_000, 1);
+    net.scratch.file("share/tree/small", 30, 1);
+    let _b7 = net.board("b7", &["--share", &net.path("share")]);
+    let cut = Line { reset_after_bytes: Some(1_000_000), ..Line::default() };
+    let faults =
+        Faults { by_connection: vec![[Line::default(), cut.clone()], [Line::default(), cut]], ..Faults::default() };
+    let line = Proxy::start(net.server.address().parse().unwrap(), faults);
+    let here = net.scratch.directory("here");
+    let run = client(&["--to", &line.address().to_string(), "--from", "b7", "--get", "tree", "--dir", &here]);
+    run.assert_code(0);
+    for name in ["large", "small"] {
+        assert_same_file(net.path(&format!("share/tree/{name}")), format!("{here}/tree/{name}"));
+    }
+    assert!(line.connections() >= 3);
+    net.wait_until_nothing_is_kept();
+}
+
+#[test]
+fn who_asks_itself_gets_what_it_shares() {
+    let net = Net::new(&[]);
+    net.scratch.file("share/core", 400_000, 1);
+    let here = net.scratch.directory("here");
+    let mut config =
+        Config { share: Some(net.path("share").into()), dir: Some(here.clone().into()), ..Config::default() };
+    (config.nick, config.join_room) = (Nickname::parse(b"b7").ok(), true);
+    let b7 = Client::connect(&net.server.address(), config).unwrap();
+    b7.wait_connected(common::DEADLINE).unwrap();
+    b7.get_from(Nickname::parse(b"b7").ok().as_ref(), &SafePath::parse(b"core").unwrap(), None).unwrap();
+    loop {
+        match b7.next_event(Some(common::DEADLINE)).unwrap().unwrap() {
+            Event::Got { failed, .. } => break assert_eq!(failed, 0),
+            Event::RequestFailed { error, .. } => panic!("{error}"),
+            _ => {}
+        }
+    }
+    assert_same_file(net.path("share/core"), format!("{here}/core"));
+    b7.disconnect();
+    net.wait_until_nothing_is_kept();
+}
+
+#[test]
+fn what_a_server_has_for_others_is_not_sent_again_to_the_next() {
+    let mut net = Net::new(&[]);
+    let upload = Proxy::start(net.server.address().parse().unwrap(), Faults::default());
+    let file = net.scratch.file("fw.bin", 3_000_000, 1);
+    let address = upload.address().to_string();
+    let _b8 = net.board("b8", &[]);
+    let fors = ["--for", "b7", "--for", "b8", "--file", &file];
+    let mut sending = client_spawn(&[&["--to", &address, "--retry", "30s"], &fors[..]].concat());
+    sending.wait_stderr(|line| line.starts_with("sent \"fw.bin\" to b8"));
+    net.server.signal(Signal::TERM);
+    net.server.wait().assert_code(0);
+    net.restart_server(|net| assert_eq!(net.kept(), [1, 0]));
+    let _b7 = net.board("b7", &[]);
+    sending.wait().assert_code(0);
+    assert_same_file(&file, net.path("b7/fw.bin"));
+    assert!(upload.bytes_forwarded(Direction::ToServer) < 3_500_000, "its bytes come once");
+    net.wait_until_nothing_is_kept();
 }

@@ -52,6 +52,8 @@ pub(crate) struct Hub {
     share: Option<Arc<Top>>,
     relay: Arc<Relay>,
     state: Mutex<State>,
+    /// Keeps the server's own sequences in the order of the queues.
+    saying: Mutex<()>,
     /// Wakes who waits for a new peer, or for the last to leave.
     changed: Condvar,
 }
@@ -101,6 +103,7 @@ impl Hub {
             share: config.share.as_deref().map(Top::open).transpose()?.map(Arc::new),
             relay: Arc::new(Relay::new(&config)?),
             state: Mutex::default(),
+            saying: Mutex::default(),
             changed: Condvar::new(),
             capacity,
             config,
@@ -278,7 +281,10 @@ impl Hub {
         if error.is_none() {
             session.mailbox().files.fail_all(|| Error::Closed);
             session.mailbox().requests.fail_all(|| Error::Closed);
-            over.push(run);
+            // Of a server that stops the client goes on with the next one.
+            if !self.state.take().stopping {
+                over.push(run);
+            }
         }
         over.into_iter().for_each(|run| self.relay.forget_run(run));
         self.relay.depart(session.mailbox());
@@ -299,19 +305,15 @@ impl Hub {
     /// [`Refusal::Nobody`], [`Error::Argument`] for a text that is too long.
     pub(crate) fn send_text(&self, to: Option<&Nickname>, text: &str) -> Result<u64> {
         check_text(text)?;
-        let sequence = self.next_sequence();
-        let (from, to_name) = (None, to.cloned());
-        let text = wire::Text {
-            run: self.run,
-            sequence,
-            from,
-            to: to_name,
-            leave: false,
-            to_room: false,
-            text: text.to_owned(),
-        };
         let receivers = self.receivers(to)?;
-        deliver(&receivers, text, Some(sequence));
+        let (run, from, to, text) = (self.run, None, to.cloned(), text.to_owned());
+        let sequence = {
+            let _saying = self.saying.take();
+            let sequence = self.next_sequence();
+            let text = wire::Text { run, sequence, from, to, leave: false, to_room: false, text };
+            deliver(&receivers, text, Some(sequence));
+            sequence
+        };
         receivers.iter().for_each(|member| member.session.mailbox().wake());
         Ok(sequence)
     }

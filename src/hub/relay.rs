@@ -313,6 +313,8 @@ impl Relay {
         };
         self.changed.notify_all();
         for (_, item) in state.items {
+            // It is offered to the next server again, which then has it.
+            item.parcel.iter().for_each(|parcel| parcel.held.set_stays(true));
             for (id, via) in item.recipients.into_iter().filter_map(|recipient| recipient.via) {
                 via.files.withdraw(id);
             }
