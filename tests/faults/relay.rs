@@ -319,7 +319,10 @@ impl Round<'_> {
             self.wait_for_a_moment();
             self.programme.count(self.stage());
             match self.random.below(5) {
-                0..=2 => self.kill_server(),
+                0..=2 => {
+                    let by_force = self.random.below(4) > 0;
+                    self.end_server(by_force);
+                }
                 3 if self.board.is_some() => self.kill_board(),
                 _ => sender = self.kill_sender(sender),
             }
@@ -376,8 +379,16 @@ impl Round<'_> {
         client_spawn(&["--to", &address, "--nick", nick, "--dir", &dir, "--stay", "--json"])
     }
 
-    /// It hears all that any of the runs left that ended well, and has the files.
-    fn latecomer(&self) {
+    /// It comes when the other has all, to a server that was started again meanwhile. It hears all that any of the runs left that
+    /// ended well, and has the files.
+    fn latecomer(&mut self) {
+        until_none("on their way", || {
+            let there = names_in(self.scratch.path("b7"));
+            self.files.iter().filter(|path| !there.iter().any(|name| name == file_name(path))).cloned().collect()
+        });
+        pause(Duration::from_millis(self.random.below(100)));
+        let by_force = self.random.below(2) == 0;
+        self.end_server(by_force);
         let mut board = self.board_of("b8");
         for of_run in &self.done {
             for index in 0..self.files.len() {
@@ -390,17 +401,17 @@ impl Round<'_> {
     }
 
     /// By force, or as whoever stops a service does.
-    fn kill_server(&mut self) {
-        if self.random.below(4) == 0 {
+    fn end_server(&mut self, by_force: bool) {
+        if by_force {
+            self.server.kill();
+        } else {
             self.server.signal(Signal::TERM);
             self.server.wait().assert_code(0);
-        } else {
-            self.server.kill();
         }
         pause(Duration::from_millis(self.random.below(2) * self.random.below(100)));
         let inbox = self.scratch.path("inbox");
         self.server.restart(&["--dir", &inbox]);
-        self.killed("kills of the server");
+        self.killed("ends of the server");
     }
 
     fn kill_board(&mut self) {
@@ -506,7 +517,7 @@ impl Round<'_> {
                     _ => {}
                 }
             }
-            let may_repeat = !self.leaves && self.has_killed("kills of the server");
+            let may_repeat = !self.leaves && self.has_killed("ends of the server");
             for indices in here.values() {
                 process.assert(indices.is_sorted(), "texts not in order");
                 let repeated = indices.windows(2).filter(|pair| pair[0] == pair[1]).count();
@@ -514,8 +525,7 @@ impl Round<'_> {
                 self.programme.add("texts twice that were not left", repeated.try_into().unwrap());
             }
         }
-        let may_lose =
-            !self.leaves && (self.has_killed("kills of the server") || self.has_killed("kills of the board"));
+        let may_lose = !self.leaves && (self.has_killed("ends of the server") || self.has_killed("kills of the board"));
         for (of_run, indices) in &first_heard {
             assert!(indices.is_sorted(), "texts of run {of_run} not in order: {indices:?}");
             assert!(may_lose || indices.iter().copied().eq(0..indices.len()), "one is missing: {indices:?}");
