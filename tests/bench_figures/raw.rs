@@ -77,9 +77,9 @@ impl Protocol {
         let number = |at: usize| Some(u64::from_be_bytes(input.get(at..at + 8)?.try_into().ok()?));
         let (bytes, said) = match self {
             Protocol::Postwire => {
-                let said = match input.first()? {
-                    &TEXT => Said::Text,
-                    &TEXT_ACK => Said::Acknowledged(number(9)?),
+                let said = match *input.first()? {
+                    TEXT => Said::Text,
+                    TEXT_ACK => Said::Acknowledged(number(9)?),
                     _ => Said::Other,
                 };
                 (9 + number(1)? as usize, said)
