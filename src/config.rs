@@ -247,10 +247,10 @@ pub const THREAD_STACK_BYTES: usize = 128 * KIB;
 pub const CONNECTION_BYTES_MAX: usize = 512 * KIB;
 /// The read buffer of a connection: heads and texts; what is larger is read straight into its own place.
 pub const READ_BUFFER_BYTES: usize = 4 * KIB;
-/// The same while texts come faster than they are read.
-pub const READ_BUFFER_BYTES_MAX: usize = 16 * KIB;
-/// So many frames in a full read buffer are a flood of texts, and no file.
-pub const READ_BUFFER_FRAMES: usize = 8;
+/// The same while texts and small files come faster than they are read.
+pub const READ_BUFFER_BYTES_MAX: usize = 32 * KIB;
+/// The rest of a tail that is so long is read straight into its own place.
+pub const READ_DIRECT_LEAST: usize = 8 * KIB;
 
 /// Descriptors of the process itself: standard streams, signals, the listener, directories, programs of `--exec`.
 pub const DESCRIPTORS_OWN: usize = 24;

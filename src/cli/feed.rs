@@ -1,9 +1,10 @@
 //! One line of happenings for the one loop that every run is: the events of the library, the lines of standard input and
 //! signals, each waited for by a thread of its own.
 //!
-//! It refuses to hold more than one happening: each thread waits until the loop takes what it has, so the library's bound on
-//! waiting texts stays a bound.
+//! It refuses to hold more than one happening of each kind: each thread waits until the loop takes what it has, so the library's
+//! bound on waiting texts stays a bound. Events that are there together are handed over together, as long as none is a text.
 
+use std::collections::VecDeque;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -32,11 +33,22 @@ pub enum Happening {
 }
 
 pub struct Feed {
-    sender: SyncSender<Happening>,
-    receiver: Receiver<Happening>,
+    sender: SyncSender<Handed>,
+    receiver: Receiver<Handed>,
+    /// What was handed over and is not taken yet.
+    events: VecDeque<Event>,
     deadline: Option<Instant>,
     at_signal: Arc<OnceLock<AtSignal>>,
 }
+
+/// What one thread hands to the loop at a time.
+enum Handed {
+    One(Happening),
+    Events(VecDeque<Event>),
+}
+
+/// Events that are handed over together, at most.
+const EVENTS_TOGETHER: usize = 64;
 
 /// See [`Feed::at_signal`].
 type AtSignal = Box<dyn Fn() + Send + Sync>;
@@ -49,7 +61,7 @@ impl Feed {
     pub fn new() -> Result<Feed> {
         let (sender, receiver) = mpsc::sync_channel(0);
         let mut watch = Watch::start().map_err(|source| Error::System { action: "watch signals", source })?;
-        let feed = Feed { sender, receiver, deadline: None, at_signal: Arc::default() };
+        let feed = Feed { sender, receiver, events: VecDeque::new(), deadline: None, at_signal: Arc::default() };
         let (sender, at_signal) = (feed.sender.clone(), Arc::clone(&feed.at_signal));
         spawn("signals", move || {
             let Some(signal) = watch.next() else { return };
@@ -57,7 +69,7 @@ impl Feed {
                 if let Some(at_signal) = at_signal.get() {
                     at_signal();
                 }
-                let _ = sender.send(Happening::Signal(signal));
+                let _ = sender.send(Handed::One(Happening::Signal(signal)));
             });
             let beside = Arc::clone(&first);
             // The run may be stuck in a write and never take the first signal: that must not keep the second from working,
@@ -78,16 +90,23 @@ impl Feed {
         let _ = self.at_signal.set(Box::new(what));
     }
 
-    /// Adds the events that `next` gives, until it gives none.
-    pub fn add_events(&self, mut next: impl FnMut() -> Result<Option<Event>> + Send + 'static) -> Result<()> {
+    /// Adds the events that `next` gives, which waits for one at most so long or for ever, until it gives none.
+    pub fn add_events(&self, next: impl Fn(Option<Duration>) -> Result<Option<Event>> + Send + 'static) -> Result<()> {
         let sender = self.sender.clone();
         spawn("events", move || {
-            while let Ok(Some(event)) = next() {
-                if sender.send(Happening::Event(event)).is_err() {
+            while let Ok(Some(first)) = next(None) {
+                let mut events = VecDeque::from([first]);
+                while events.len() < EVENTS_TOGETHER && !matches!(events.back(), Some(Event::Text(_))) {
+                    match next(Some(Duration::ZERO)) {
+                        Ok(Some(event)) => events.push_back(event),
+                        _ => break,
+                    }
+                }
+                if sender.send(Handed::Events(events)).is_err() {
                     return;
                 }
             }
-            let _ = sender.send(Happening::EventsEnded);
+            let _ = sender.send(Handed::One(Happening::EventsEnded));
         })
     }
 
@@ -102,10 +121,10 @@ impl Feed {
             let mut reader = LineReader::new(edits);
             for () in opened {
                 let Some(line) = reader.next_line() else {
-                    let _ = sender.send(Happening::InputEnded);
+                    let _ = sender.send(Handed::One(Happening::InputEnded));
                     return;
                 };
-                if sender.send(Happening::Line(line)).is_err() {
+                if sender.send(Handed::One(Happening::Line(line))).is_err() {
                     return;
                 }
             }
@@ -124,14 +143,21 @@ impl Feed {
     }
 
     /// Waits for the next happening.
-    pub fn next(&self) -> Happening {
-        let Some(deadline) = self.deadline else {
-            return self.receiver.recv().unwrap_or(Happening::EventsEnded);
-        };
-        match self.receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(happening) => happening,
-            Err(RecvTimeoutError::Timeout) => Happening::TimeUp,
-            Err(RecvTimeoutError::Disconnected) => Happening::EventsEnded,
+    pub fn next(&mut self) -> Happening {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Happening::Event(event);
+            }
+            let handed = match self.deadline {
+                None => self.receiver.recv().map_err(RecvTimeoutError::from),
+                Some(deadline) => self.receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())),
+            };
+            match handed {
+                Ok(Handed::One(happening)) => return happening,
+                Ok(Handed::Events(events)) => self.events = events,
+                Err(RecvTimeoutError::Timeout) => return Happening::TimeUp,
+                Err(RecvTimeoutError::Disconnected) => return Happening::EventsEnded,
+            }
         }
     }
 }

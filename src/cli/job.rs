@@ -634,7 +634,7 @@ mod tests {
             client.wait_disconnected(Duration::from_secs(30)).unwrap();
             let mut feed = Feed::new().unwrap();
             let events = client.clone();
-            feed.add_events(move || events.next_event(None)).unwrap();
+            feed.add_events(move |timeout| events.next_event(timeout)).unwrap();
             let job = Job { items, ..Job::default() };
             assert_eq!(run(&client, job, None, &mut feed, &mut printer), Exit::Connect);
         }

@@ -118,7 +118,7 @@ fn client(mut order: ClientOrder) -> Result<Exit> {
     }
     let client = Client::connect(&order.address, order.config)?;
     let events = client.clone();
-    feed.add_events(move || events.next_event(None))?;
+    feed.add_events(move |timeout| events.next_event(timeout))?;
     let exit = match order.run {
         ClientRun::Job(items) => {
             let job = job::Job { items, recipients: order.recipients, from: order.from };

@@ -86,7 +86,7 @@ pub fn run(mut order: ServerOrder) -> Result<Exit> {
         write_port_file(path, server.server_port())?;
     }
     let events = server.clone();
-    feed.add_events(move || events.next_event(None))?;
+    feed.add_events(move |timeout| events.next_event(timeout))?;
     let gate = match order.listen {
         Listen::On(_) => Some(printer.add_input(&feed)?),
         Listen::Stdin => None,

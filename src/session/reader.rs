@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::config::{READ_BUFFER_BYTES, READ_BUFFER_BYTES_MAX, READ_BUFFER_FRAMES};
+use crate::config::{READ_BUFFER_BYTES, READ_BUFFER_BYTES_MAX, READ_DIRECT_LEAST};
 use crate::conn::Conn;
 use crate::error::{Error, Result, WireError};
 use crate::wire::{Decoder, Frame};
@@ -15,8 +15,6 @@ pub(crate) struct FrameReader {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
-    /// Frames that ended in what was read last.
-    frames: usize,
     /// What a direct read completed.
     ready: Option<std::result::Result<Frame, WireError>>,
     bytes: u64,
@@ -24,16 +22,7 @@ pub(crate) struct FrameReader {
 
 impl FrameReader {
     pub(crate) fn new(conn: Arc<Conn>, decoder: Decoder) -> FrameReader {
-        FrameReader {
-            conn,
-            decoder,
-            buffer: vec![0; READ_BUFFER_BYTES],
-            start: 0,
-            end: 0,
-            frames: 0,
-            ready: None,
-            bytes: 0,
-        }
+        FrameReader { conn, decoder, buffer: vec![0; READ_BUFFER_BYTES], start: 0, end: 0, ready: None, bytes: 0 }
     }
 
     /// The next frame that has come whole, without reading.
@@ -46,7 +35,6 @@ impl FrameReader {
             let (taken, frame) = self.decoder.decode(input)?;
             self.start += taken;
             if frame.is_some() {
-                self.frames += 1;
                 return Ok(frame);
             }
         }
@@ -56,12 +44,14 @@ impl FrameReader {
     /// Reads once; `Ok(0)` is the end of the stream. To be called when no buffered frame is left.
     pub(crate) fn read(&mut self) -> io::Result<usize> {
         let space = self.decoder.tail_space();
-        let count = if space.is_empty() {
+        let count = if space.len() < READ_DIRECT_LEAST {
             self.fit_buffer();
             let count = self.conn.read(&mut self.buffer)?;
-            (self.start, self.end, self.frames) = (0, count, 0);
+            (self.start, self.end) = (0, count);
             count
         } else {
+            // Little was left of it: a buffer that was full then tells nothing of what follows.
+            self.end = 0;
             let count = self.conn.read(space)?;
             self.ready = self.decoder.tail_filled(count).transpose();
             count
@@ -72,10 +62,11 @@ impl FrameReader {
 
     /// Many small frames are read in larger pieces, so that what they cause is done for many at once.
     fn fit_buffer(&mut self) {
-        let is_flooded = self.end == self.buffer.len() && self.frames >= READ_BUFFER_FRAMES;
-        let wanted = if is_flooded { READ_BUFFER_BYTES_MAX } else { READ_BUFFER_BYTES };
-        if self.buffer.len() < wanted || (self.buffer.len() > wanted && self.end < READ_BUFFER_BYTES) {
-            self.buffer = vec![0; wanted];
+        let was_full = self.end == self.buffer.len();
+        if was_full && self.buffer.len() < READ_BUFFER_BYTES_MAX {
+            self.buffer = vec![0; READ_BUFFER_BYTES_MAX];
+        } else if self.end < READ_BUFFER_BYTES && self.buffer.len() > READ_BUFFER_BYTES {
+            self.buffer = vec![0; READ_BUFFER_BYTES];
         }
     }
 

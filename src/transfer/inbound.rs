@@ -15,7 +15,7 @@ use super::ledger::Ledger;
 use super::{
     Arrived, Direction, Kind, Receipt, Relaying, Report, RequestId, Requests, TransferFailure, TransferIds, Way,
 };
-use crate::config::{OPEN_TRANSFERS_MAX, RELAYS_MAX, SMALL_FILES_BEGUN_MAX, SPARE_SHARE_LEAST};
+use crate::config::{CHUNK_BYTES_LEAST, OPEN_TRANSFERS_MAX, RELAYS_MAX, SMALL_FILES_BEGUN_MAX, SPARE_SHARE_LEAST};
 use crate::error::{Error, Refusal, Result};
 use crate::name::SafePath;
 use crate::storage::{Committed, Existing, Failure, Meta, Pipe, Store};
@@ -915,7 +915,10 @@ impl Inner {
     /// Chunk bytes of a transfer are written, or found damaged: they are acknowledged, and give room.
     fn settled(&self, number: u32, length: u64) {
         self.ledger.take().settled(number, length);
-        (self.context.wake)();
+        // What small files are owed goes out together, when the disk thread has done what waits for it.
+        if length > u64::try_from(CHUNK_BYTES_LEAST).unwrap_or(u64::MAX) {
+            (self.context.wake)();
+        }
     }
 }
 
