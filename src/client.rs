@@ -5,7 +5,7 @@
 use std::io::Read;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::capacity::Capacity;
@@ -27,7 +27,7 @@ use crate::session::{
 use crate::storage::{Pipe, Store, Stream, Top};
 use crate::transfer::{Budget, Holders, InboundContext, Pace, RequestId, Requests, TransferId, TransferIds};
 use crate::wire::{self, Presence, RunId};
-use crate::worker::{spawn, Lock};
+use crate::worker::{spawn, Lock, Signal};
 
 /// A connection to a server, or the wish for one. Clones are handles to the same one.
 #[derive(Clone)]
@@ -61,7 +61,7 @@ struct Shared {
     /// Whom files are for, as the server is told.
     relays: Mutex<Vec<Arc<wire::Relay>>>,
     link: Mutex<Link>,
-    changed: Condvar,
+    changed: Signal,
     this: Weak<Shared>,
 }
 
@@ -133,7 +133,7 @@ impl Client {
             mailbox: Arc::new(mailbox),
             relays: Mutex::default(),
             link: Mutex::new(link),
-            changed: Condvar::new(),
+            changed: Signal::new(),
             this: Weak::clone(this),
             config,
         });

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::config::EVENTS_MAX;
@@ -18,7 +18,7 @@ use crate::name::Nickname;
 use crate::session::{Handled, TextReport};
 use crate::storage::Skipped;
 use crate::transfer::{Answer, Listed, Progress, Receipt, RequestId, TransferFailure, TransferId};
-use crate::worker::Lock;
+use crate::worker::{Lock, Signal};
 
 /// One thing that happened.
 #[derive(Debug)]
@@ -181,9 +181,9 @@ pub(crate) struct Events {
 
 struct Shared {
     queue: Mutex<Queue>,
-    wake: Condvar,
+    wake: Signal,
     /// Something was taken.
-    room: Condvar,
+    room: Signal,
 }
 
 struct Queue {
@@ -199,7 +199,7 @@ impl Events {
     /// A queue whose texts may hold `text_bytes_max`.
     pub(crate) fn new(text_bytes_max: usize) -> Events {
         let queue = Queue { events: VecDeque::new(), text_bytes: 0, texts: 0, text_bytes_max, closed: false };
-        Events { shared: Arc::new(Shared { queue: Mutex::new(queue), wake: Condvar::new(), room: Condvar::new() }) }
+        Events { shared: Arc::new(Shared { queue: Mutex::new(queue), wake: Signal::new(), room: Signal::new() }) }
     }
 
     /// Puts an event behind the others; progress replaces what waits of the same transfer. After [`Events::close`]

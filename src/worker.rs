@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, LockResult, Mutex, MutexGuard, PoisonError, WaitTimeoutResult};
 use std::thread;
 use std::time::Duration;
 
@@ -21,6 +21,82 @@ pub(crate) trait Lock<T> {
 impl<T> Lock<T> for Mutex<T> {
     fn take(&self) -> MutexGuard<'_, T> {
         self.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A condition variable that costs no system call to signal while nobody waits. What it is about is changed under the lock that
+/// the waiting give up, so nobody begins to wait unseen.
+#[derive(Default)]
+pub(crate) struct Signal {
+    condvar: Condvar,
+    waiting: AtomicUsize,
+}
+
+impl Signal {
+    pub(crate) fn new() -> Signal {
+        Signal::default()
+    }
+
+    /// As [`Condvar::wait`]; the others as theirs.
+    pub(crate) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> LockResult<MutexGuard<'a, T>> {
+        let _counted = Counted::new(&self.waiting);
+        self.condvar.wait(guard)
+    }
+
+    pub(crate) fn wait_timeout<'a, T>(
+        &self,
+        guard: MutexGuard<'a, T>,
+        time: Duration,
+    ) -> LockResult<(MutexGuard<'a, T>, WaitTimeoutResult)> {
+        let _counted = Counted::new(&self.waiting);
+        self.condvar.wait_timeout(guard, time)
+    }
+
+    pub(crate) fn wait_while<'a, T>(
+        &self,
+        guard: MutexGuard<'a, T>,
+        is_to_wait: impl FnMut(&mut T) -> bool,
+    ) -> LockResult<MutexGuard<'a, T>> {
+        let _counted = Counted::new(&self.waiting);
+        self.condvar.wait_while(guard, is_to_wait)
+    }
+
+    pub(crate) fn wait_timeout_while<'a, T>(
+        &self,
+        guard: MutexGuard<'a, T>,
+        time: Duration,
+        is_to_wait: impl FnMut(&mut T) -> bool,
+    ) -> LockResult<(MutexGuard<'a, T>, WaitTimeoutResult)> {
+        let _counted = Counted::new(&self.waiting);
+        self.condvar.wait_timeout_while(guard, time, is_to_wait)
+    }
+
+    pub(crate) fn notify_one(&self) {
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.condvar.notify_one();
+        }
+    }
+
+    pub(crate) fn notify_all(&self) {
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.condvar.notify_all();
+        }
+    }
+}
+
+/// One of those who wait.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Counted<'a> {
+        count.fetch_add(1, Ordering::SeqCst);
+        Counted(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -186,7 +262,7 @@ pub(crate) struct Worker<J: Send + 'static> {
 struct Shared<J> {
     name: &'static str,
     queue: Mutex<Queue<J>>,
-    wake: Condvar,
+    wake: Signal,
     /// Takes what waits, up to `batch_max` jobs at a time.
     run: Box<dyn Fn(Vec<J>) + Send + Sync>,
     batch_max: usize,
@@ -201,7 +277,7 @@ impl<J: Send + 'static> Worker<J> {
     /// A worker whose thread, named `name`, passes up to `batch_max` waiting jobs at a time to `run`.
     pub(crate) fn new(name: &'static str, batch_max: usize, run: impl Fn(Vec<J>) + Send + Sync + 'static) -> Worker<J> {
         let queue = Mutex::new(Queue { jobs: VecDeque::new(), has_thread: false });
-        Worker { shared: Arc::new(Shared { name, queue, wake: Condvar::new(), run: Box::new(run), batch_max }) }
+        Worker { shared: Arc::new(Shared { name, queue, wake: Signal::new(), run: Box::new(run), batch_max }) }
     }
 
     /// Puts a job behind the others.

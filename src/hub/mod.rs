@@ -10,7 +10,7 @@ mod seen;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub(crate) use seen::Seen;
@@ -32,7 +32,7 @@ use crate::session::{
 use crate::storage::{Named, Pipe, Store, Top};
 use crate::transfer::{Budget, Holders, InboundContext, Pace, Report, RequestId, Requests, TransferId, TransferIds};
 use crate::wire::{self, Message, Presence, RunId};
-use crate::worker::Lock;
+use crate::worker::{Lock, Signal};
 use member::{Called, Member, MemberOwner};
 use relay::{MemberRelaying, Relay};
 
@@ -55,7 +55,7 @@ pub(crate) struct Hub {
     /// Keeps the server's own sequences in the order of the queues.
     saying: Mutex<()>,
     /// Wakes who waits for a new peer, or for the last to leave.
-    changed: Condvar,
+    changed: Signal,
 }
 
 #[derive(Default)]
@@ -104,7 +104,7 @@ impl Hub {
             relay: Arc::new(Relay::new(&config)?),
             state: Mutex::default(),
             saying: Mutex::default(),
-            changed: Condvar::new(),
+            changed: Signal::new(),
             capacity,
             config,
         }))

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::member::Member;
@@ -21,7 +21,7 @@ use crate::session::{Mailbox, RequestOf, TextReport};
 use crate::storage::{Held, Meta, Spool, Store};
 use crate::transfer::{Answer, Arrived, Kind, Parcel, Passage, Relaying, Report, RequestId, TransferId, Way};
 use crate::wire::{self, Decoder, Delivered, Frame, Message, RunId, MODE_PLAIN, VERSION};
-use crate::worker::{spawn, Lock};
+use crate::worker::{spawn, Lock, Signal};
 
 /// See the module.
 pub(super) struct Relay {
@@ -30,7 +30,7 @@ pub(super) struct Relay {
     is_stopped: AtomicBool,
     state: Mutex<State>,
     /// A deadline is new.
-    changed: Condvar,
+    changed: Signal,
 }
 
 #[derive(Default)]
@@ -148,7 +148,7 @@ impl Relay {
             spool: Mutex::new(None),
             is_stopped: AtomicBool::new(false),
             state: Mutex::default(),
-            changed: Condvar::new(),
+            changed: Signal::new(),
         };
         if let Some(spool) = spool {
             relay.read_notes(&spool);

@@ -13,7 +13,7 @@ mod turn;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 pub(crate) use hello::{greet_as_client, greet_as_server, refuse, refuse_at_once, welcome};
@@ -30,7 +30,7 @@ use crate::error::{Error, Goodbye, Refusal, Result};
 use crate::name::{Nickname, SafePath};
 use crate::transfer::{Inbound, InboundContext, Pulse};
 use crate::wire::{self, Frame, Message, Presence, Subject};
-use crate::worker::Lock;
+use crate::worker::{Lock, Signal};
 use turn::Turn;
 
 /// Who a session's texts and announcements go to.
@@ -91,7 +91,7 @@ pub(crate) struct Session {
     /// Something was brought or acknowledged on it.
     has_progressed: AtomicBool,
     /// Wakes the writer.
-    work: Condvar,
+    work: Signal,
     this: Weak<Session>,
 }
 
@@ -128,7 +128,7 @@ impl Session {
                 turn: Mutex::new(Turn::new()),
                 has_progressed: AtomicBool::new(false),
                 heard: Mutex::new(Heard { at: Instant::now(), pong: 0 }),
-                work: Condvar::new(),
+                work: Signal::new(),
                 this: this.clone(),
             }
         })

@@ -1,14 +1,14 @@
 //! Texts on their way to one run: in order, within the peer's window, until they are acknowledged (PROTOCOL 4).
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::mailbox::TextReport;
 use super::outbox::Outbox;
 use crate::config::{OUTBOX_BYTES_MAX, OUTBOX_BYTES_SLOW, OUTBOX_SLOW_AFTER, TEXTS_MAX};
 use crate::error::{Error, Refusal, Result};
-use crate::worker::Lock;
+use crate::worker::{Lock, Signal};
 
 /// The peer reads too slowly, and is to be cut off.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub(crate) struct Texts {
     state: Mutex<State>,
     outbox: Arc<Outbox>,
     /// Wakes who waits for room.
-    room: Condvar,
+    room: Signal,
     report: Box<dyn Fn(TextReport) + Send + Sync>,
 }
 
@@ -69,7 +69,7 @@ impl Drop for Texts {
 
 impl Texts {
     pub(super) fn new(outbox: Arc<Outbox>, report: impl Fn(TextReport) + Send + Sync + 'static) -> Texts {
-        Texts { state: Mutex::default(), outbox, room: Condvar::new(), report: Box::new(report) }
+        Texts { state: Mutex::default(), outbox, room: Signal::new(), report: Box::new(report) }
     }
 
     /// Queues a text's frame, which so many `receivers` share.

@@ -7,13 +7,13 @@ use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Time;
 use crate::config::{STREAM_AHEAD_BYTES, STREAM_KEPT_BYTES_MAX, STREAM_READ_BYTES};
 use crate::error::{Error, Result};
-use crate::worker::{spawn, Lock};
+use crate::worker::{spawn, Lock, Signal};
 
 /// See the module.
 pub(crate) struct Stream {
@@ -24,7 +24,7 @@ pub(crate) struct Stream {
     stamp: u32,
     state: Mutex<State>,
     /// Wakes the thread that reads.
-    room: Condvar,
+    room: Signal,
 }
 
 struct State {
@@ -77,7 +77,7 @@ impl Stream {
         };
         // A hasher's keys are random: a clock that stands still gives two streams one time.
         let stamp = u32::try_from(RandomState::new().build_hasher().finish() >> 32).unwrap_or_default();
-        Stream { path, mtime, mode, stamp, state: Mutex::new(state), room: Condvar::new() }
+        Stream { path, mtime, mode, stamp, state: Mutex::new(state), room: Signal::new() }
     }
 
     /// Begins to read, at the first call; `wake` hears of each piece and of the end.

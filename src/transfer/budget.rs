@@ -3,17 +3,17 @@
 //! A connection never grants more credit than it got from here ([PROTOCOL 6.2](crate::wire)). As connections multiply, each
 //! one's share shrinks; what a chunk occupied comes back when it is written.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::config::{CREDIT_BYTES_LEAST, WINDOW_BYTES_MAX};
-use crate::worker::Lock;
+use crate::worker::{Lock, Signal};
 
 /// Shared by all connections of one server or client.
 pub(crate) struct Budget {
     state: Mutex<State>,
     commits: Mutex<usize>,
     commits_max: usize,
-    commit_ended: Condvar,
+    commit_ended: Signal,
 }
 
 struct State {
@@ -29,7 +29,7 @@ impl Budget {
     /// A budget of `bytes`, and of so many files that are committed at once.
     pub(crate) fn new(bytes: u64, commits_max: usize) -> Budget {
         let state = State { free: bytes, total: bytes, active: 0, waiting: Vec::new() };
-        Budget { state: Mutex::new(state), commits: Mutex::new(0), commits_max, commit_ended: Condvar::new() }
+        Budget { state: Mutex::new(state), commits: Mutex::new(0), commits_max, commit_ended: Signal::new() }
     }
 
     /// A connection begins to receive.

@@ -6,13 +6,13 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::config::{HOLDER_LOOK, HOLDER_SILENCE_MAX};
 use crate::name::SafePath;
 use crate::storage::{Meta, Time};
-use crate::worker::Lock;
+use crate::worker::{Lock, Signal};
 
 /// A connection that can be asked whether it is alive.
 pub(crate) trait Pulse: Send + Sync {
@@ -30,7 +30,7 @@ pub(crate) trait Pulse: Send + Sync {
 #[derive(Default)]
 pub(crate) struct Holders {
     files: Mutex<HashMap<Key, Vec<Arc<Holder>>>>,
-    released: Condvar,
+    released: Signal,
 }
 
 /// What finds a partial: path, size in bytes, mtime.

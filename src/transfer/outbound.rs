@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::outgoing::{Content, Finishing, Offered, Opening, Outgoing, Phase, Purpose, Step};
@@ -20,7 +20,7 @@ use crate::error::{Error, Refusal, Result};
 use crate::name::SafePath;
 use crate::storage::{self, Found, Held, Named, Origin, Shared, Stream, Tree};
 use crate::wire::{self, seal_chunk, CancelReason, Message, Subject, CHUNK_HEAD_BYTES};
-use crate::worker::{Lock, Worker};
+use crate::worker::{Lock, Signal, Worker};
 
 /// See the module.
 pub(crate) struct Outbound {
@@ -29,7 +29,7 @@ pub(crate) struct Outbound {
     ids: Arc<TransferIds>,
     pace: Arc<Pace>,
     /// What was ready is on its way, or its connection is gone.
-    drained: Condvar,
+    drained: Signal,
     /// Reads what the other side holds already, one file at a time.
     sums: OnceLock<Worker<Sums>>,
 }
@@ -148,7 +148,7 @@ impl Outbound {
             epoch: 0,
         };
         let report = Box::new(report);
-        Outbound { state: Mutex::new(state), report, ids, pace, drained: Condvar::new(), sums: OnceLock::new() }
+        Outbound { state: Mutex::new(state), report, ids, pace, drained: Signal::new(), sums: OnceLock::new() }
     }
 
     /// Takes what a path leads to: a file, a tree or a stream, to be sent under `name`. Of a tree it gives the transfer of the
