@@ -40,7 +40,7 @@ pub(super) struct Entry {
     /// Bytes that it takes on the disk, room taken ahead of the data included.
     pub(super) disk_bytes: u64,
     pub(super) links: u64,
-    pub(super) is_ours: bool,
+    owner: u32,
     /// When it last changed in any way, in seconds since 1970: unlike the mtime nobody can set it.
     pub(super) changed_seconds: i64,
     pub(super) mtime: Time,
@@ -191,6 +191,11 @@ pub(super) fn file_system(fd: impl AsFd) -> Option<u32> {
 }
 
 impl Entry {
+    /// Whether it belongs to the user that this process acts as.
+    pub(super) fn is_ours(&self) -> bool {
+        self.owner == rustix::process::geteuid().as_raw()
+    }
+
     pub(super) fn of(fd: impl AsFd) -> Result<Entry> {
         fs::fstat(fd).map(|stat| Entry::from(&stat))
     }
@@ -212,7 +217,7 @@ impl From<&Stat> for Entry {
             size: u64::try_from(stat.st_size).unwrap_or(0),
             disk_bytes: u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(SECTOR_BYTES),
             links: stat.st_nlink.into(),
-            is_ours: stat.st_uid == rustix::process::geteuid().as_raw(),
+            owner: stat.st_uid,
             changed_seconds: i64::try_from(stat.st_ctime).unwrap_or(i64::MAX),
             mtime: Time {
                 seconds: i64::try_from(stat.st_mtime).unwrap_or(i64::MAX),

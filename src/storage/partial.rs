@@ -415,7 +415,7 @@ pub(super) fn lock_unused(dir: &Dir, name: &OsStr) -> Result<Option<(File, Entry
     }
     // What was written to it before it was locked counts too.
     let entry = Entry::of(&file)?;
-    let is_ours = entry.kind == Kind::File && entry.is_ours && entry.links == 1;
+    let is_ours = entry.kind == Kind::File && entry.is_ours() && entry.links == 1;
     Ok(is_ours.then_some((file, entry)))
 }
 

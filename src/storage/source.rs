@@ -12,6 +12,7 @@ use rustix::io::{pread, retry_on_intr};
 use super::block::block_crc;
 use super::dir::file_system;
 use super::{Stream, Time};
+use crate::config::READ_BYTES;
 use crate::error::{Error, Result};
 
 /// File systems whose files are made as they are read (statfs(2) names the numbers): proc, sysfs, cgroup, cgroup2, debugfs,
@@ -98,12 +99,17 @@ impl Source {
         self.mode
     }
 
-    /// Appends `length` bytes from `offset` to `out`, whose memory is not cleared for them first.
+    /// Appends `length` bytes from `offset` to `out`, whose memory is not cleared for many.
     ///
     /// # Errors
     /// [`Error::SourceChanged`] where the file is shorter by now; [`Error::File`].
     pub(crate) fn append_from(&self, offset: u64, length: usize, out: &mut Vec<u8>) -> Result<()> {
         let (start, end) = (out.len(), out.len() + length);
+        if length < READ_BYTES {
+            out.resize(end, 0);
+            let space = out.get_mut(start..).unwrap_or_default();
+            return self.file.read_exact_at(space, offset).map_err(|error| self.failed("read", error));
+        }
         out.reserve(length);
         // What is read is whatever there is room for.
         if out.capacity() > end + length / 4 {
