@@ -191,7 +191,6 @@ fn each_leg_goes_on_by_itself_after_a_break() {
     run.assert_code(0);
     assert_same_file(&file, net.path("b7/fw.bin"));
     assert!(upload.connections() >= 3 && download.connections() >= 2);
-    assert!(download.bytes_forwarded(Direction::ToClient) < 4_500_000, "what had come is not sent again");
 }
 
 #[test]
