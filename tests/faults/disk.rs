@@ -51,10 +51,13 @@ fn too_large_for_what_is_free(programme: &Programme) {
     programme.add("files too large for the disk", 2);
 }
 
-/// Another writer takes the rest of the disk while a file arrives.
+/// Another writer takes the rest of the disk while a file arrives. In memory no room is taken ahead, so this is a disk.
 fn fills_up_in_the_middle(random: &mut Random, programme: &Programme) {
     let scratch = Scratch::new();
-    let disk = Mount::tmpfs(&scratch, "disk", "size=200m");
+    let memory = Mount::tmpfs(&scratch, "memory", "size=300m");
+    make_ext4(&memory.path("image"), 220 * MIB, &["-m", "0", "-O", "^has_journal"]);
+    let disk = Mount::new(&scratch, "disk", &["-o", "loop,noatime", &memory.path("image")]);
+    fs::remove_dir(disk.path("lost+found")).unwrap();
     let server = Server::start(&["--dir", disk.root(), "--min-free", "64k"]);
     let there = scratch.file("there", 2 * MIB, 3);
     client(&["--to", &server.address(), &there]).assert_code(0);
