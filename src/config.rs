@@ -130,7 +130,8 @@ pub const WINDOW_BYTES_MAX: u64 = 16 * 1024 * 1024;
 pub const WINDOW_QUEUE: Duration = Duration::from_millis(30);
 /// The least share of the receive budget that a connection with an open transfer gets.
 pub const CREDIT_BYTES_LEAST: u64 = if IS_FUZZED { 1024 } else { 64 * 1024 };
-/// A connection keeps the buffers of its chunks for the next ones where its share of the receive budget is so much.
+/// A connection keeps the buffers of its chunks for the next ones, and reads in larger pieces, where its share of the receive
+/// budget is so much.
 pub const SPARE_SHARE_LEAST: u64 = 2 * 1024 * 1024;
 /// Texts and control waiting for a slow reader: at once, it is cut.
 pub const OUTBOX_BYTES_MAX: usize = MIB;

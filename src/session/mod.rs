@@ -257,6 +257,7 @@ impl Session {
                 None => {}
             }
             has_deadline = due.is_some();
+            reader.let_grow(self.inbound.is_roomy());
             if let Some(spare) = self.inbound.take_spare() {
                 reader.recycle(spare);
             }

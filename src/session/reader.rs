@@ -15,6 +15,8 @@ pub(crate) struct FrameReader {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
+    /// There is memory for a larger buffer.
+    may_grow: bool,
     /// What a direct read completed.
     ready: Option<std::result::Result<Frame, WireError>>,
     bytes: u64,
@@ -22,7 +24,16 @@ pub(crate) struct FrameReader {
 
 impl FrameReader {
     pub(crate) fn new(conn: Arc<Conn>, decoder: Decoder) -> FrameReader {
-        FrameReader { conn, decoder, buffer: vec![0; READ_BUFFER_BYTES], start: 0, end: 0, ready: None, bytes: 0 }
+        FrameReader {
+            conn,
+            decoder,
+            buffer: vec![0; READ_BUFFER_BYTES],
+            start: 0,
+            end: 0,
+            may_grow: false,
+            ready: None,
+            bytes: 0,
+        }
     }
 
     /// The next frame that has come whole, without reading.
@@ -63,9 +74,9 @@ impl FrameReader {
     /// Many small frames are read in larger pieces, so that what they cause is done for many at once.
     fn fit_buffer(&mut self) {
         let was_full = self.end == self.buffer.len();
-        if was_full && self.buffer.len() < READ_BUFFER_BYTES_MAX {
+        if was_full && self.may_grow && self.buffer.len() < READ_BUFFER_BYTES_MAX {
             self.buffer = vec![0; READ_BUFFER_BYTES_MAX];
-        } else if self.end < READ_BUFFER_BYTES && self.buffer.len() > READ_BUFFER_BYTES {
+        } else if (self.end < READ_BUFFER_BYTES || !self.may_grow) && self.buffer.len() > READ_BUFFER_BYTES {
             self.buffer = vec![0; READ_BUFFER_BYTES];
         }
     }
@@ -93,6 +104,11 @@ impl FrameReader {
     /// Gives a buffer whose memory the next chunk takes.
     pub(crate) fn recycle(&mut self, buffer: Vec<u8>) {
         self.decoder.recycle(buffer);
+    }
+
+    /// Whether what comes fast may be read in larger pieces.
+    pub(crate) fn let_grow(&mut self, may_grow: bool) {
+        self.may_grow = may_grow;
     }
 
     /// Takes no longer chunk than this: it is refused before anything is reserved for it.

@@ -228,6 +228,11 @@ impl Inbound {
         }
     }
 
+    /// Whether few connections share the memory, so that each may be generous with it.
+    pub(crate) fn is_roomy(&self) -> bool {
+        self.inner.context.budget.share() >= SPARE_SHARE_LEAST
+    }
+
     /// A buffer whose memory the next chunk may take.
     pub(crate) fn take_spare(&self) -> Option<Vec<u8>> {
         self.inner.spares.take().pop()
