@@ -456,7 +456,7 @@ impl Inner {
             let stored = file.meta.path.clone();
             return self.committed(files, number, Ok(Committed { stored, already: false, durable: true }));
         }
-        let Some(store) = &file.store(self.context.store.as_ref()).cloned() else { return };
+        let Some(store) = &self.store_of(file) else { return };
         if file.kind == Kind::Directory {
             match store.make_directory(&file.meta.path) {
                 Ok(directory) => {
@@ -543,10 +543,16 @@ impl Inner {
     }
 
     fn confirm(self: &Arc<Self>, file: &mut Incoming, number: u32, existing: Existing, crc: u32) {
-        let Some(store) = &file.store(self.context.store.as_ref()).cloned() else { return };
+        let Some(store) = &self.store_of(file) else { return };
         file.stage = Stage::Committing { crc };
         self.context.budget.begin_commit();
         store.confirm(existing, self.done(number, file));
+    }
+
+    /// Where a file is stored: with what goes on to others, or in the side's own store.
+    fn store_of(&self, file: &Incoming) -> Option<Arc<Store>> {
+        let passed_on = file.passage.as_ref().map(|passage| passage.place().0);
+        passed_on.or(self.context.store.as_ref()).cloned()
     }
 
     fn done(self: &Arc<Self>, number: u32, file: &Incoming) -> crate::storage::Done {
@@ -588,7 +594,7 @@ impl Inner {
                 self.tell_progress(file);
                 return Ok(written);
             }
-            let Some(store) = &file.store(self.context.store.as_ref()).cloned() else { return Ok(Ok(())) };
+            let Some(store) = &self.store_of(file) else { return Ok(Ok(())) };
             let Stage::Receiving(partial) = &mut file.stage else {
                 return Err(Error::violation("6.1", "CHUNK that was not asked for"));
             };
@@ -710,7 +716,7 @@ impl Inner {
     /// Nothing that was there is equal: the data is wanted, but for what a partial holds.
     fn receive_after_all(self: &Arc<Self>, files: &mut Files, number: u32, mut sums: Vec<u32>) -> Result<()> {
         let Some(file) = files.open.get_mut(&number) else { return Ok(()) };
-        let Some(store) = &file.store(self.context.store.as_ref()).cloned() else { return Ok(()) };
+        let Some(store) = &self.store_of(file) else { return Ok(()) };
         let partial = match store.open_partial(&file.meta) {
             Ok(partial) => Arc::new(partial),
             Err(failure) => {
@@ -779,7 +785,7 @@ impl Inner {
             }
             _ => return Ok(()),
         };
-        let Some(store) = &file.store(self.context.store.as_ref()).cloned() else { return Ok(()) };
+        let Some(store) = &self.store_of(file) else { return Ok(()) };
         if crc != expected {
             partial.iter().for_each(|partial| partial.discard());
             self.refuse(files, number, Failure { refusal: Refusal::Damaged, cause: None });

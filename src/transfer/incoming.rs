@@ -11,7 +11,7 @@ use super::holders::Hold;
 use super::{Direction, Kind, Passage, Progress, RequestId, Seldom, TransferId};
 use crate::config::{block_bytes, DAMAGED_CHUNKS_MAX, REPAIRS_MAX};
 use crate::error::{Error, Refusal, Result};
-use crate::storage::{Existing, Failure, Meta, Partial, Pipe, Store, Taken};
+use crate::storage::{Existing, Failure, Meta, Partial, Pipe, Taken};
 use crate::wire::Chunk;
 
 /// An offered file.
@@ -96,11 +96,6 @@ impl Incoming {
             Some(passage) => passage.name().to_bytes(),
             None => self.meta.path.to_bytes(),
         }
-    }
-
-    /// Where it is stored: with what goes on to others, or in `own`.
-    pub(super) fn store<'a>(&'a self, own: Option<&'a Arc<Store>>) -> Option<&'a Arc<Store>> {
-        self.passage.as_ref().map(|passage| passage.place().0).or(own)
     }
 
     /// Whether it takes one of the places of PROTOCOL 5.4.
