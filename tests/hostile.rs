@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::raw::{bytes, hello, peer, Frames};
+use common::raw::{bytes, hello, offer, peer, Frames};
 use common::{client, client_spawn, until, Scratch, Server};
 use postwire::config::{
     LEFT_MAX, OPEN_TRANSFERS_MAX, OUTBOX_BYTES_MAX, RELAYED_MAX, SMALL_FILES_BEGUN_MAX, TEXT_WINDOW_BYTES,
@@ -43,22 +43,6 @@ enum Answer {
 }
 
 const VIOLATION: Answer = Answer::Refused(Refusal::Protocol);
-
-fn offer(transfer: u32, size: u64, path: &[u8]) -> Offer {
-    let mtime = Time { seconds: 1, nanoseconds: 0 };
-    Offer {
-        transfer,
-        kind: 0,
-        size,
-        mtime,
-        mode: 0o644,
-        content_crc: 1,
-        request: 0,
-        relay: 0,
-        item: 0,
-        path: path.to_vec(),
-    }
-}
 
 fn chunk(transfer: u32, offset: u64, data: &[u8]) -> Message {
     Message::Chunk(Chunk { transfer, offset, crc: crc32fast::hash(data), data: data.to_vec() })

@@ -7,8 +7,9 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use postwire::wire::{CancelReason, Message, Offer, Peer, RunId, Text, Time};
+use postwire::wire::{CancelReason, Message, Peer, RunId, Text};
 
+use common::raw::offer;
 use common::{assert_same_file, client, client_spawn, Running, Scratch, Server};
 
 /// A chat client in the room.
@@ -219,6 +220,12 @@ fn raw_peer(server: &Server) -> TcpStream {
     peer
 }
 
+/// A text of the raw peer, to nobody by name.
+fn text(sequence: u64, text: impl Into<String>) -> Message {
+    let text = text.into();
+    Message::Text(Text { run: RUN, sequence, from: None, to: None, leave: false, to_room: false, text })
+}
+
 /// What a terminal obeys, or what changes or hides what else is seen: C0, DEL, C1, bidirectional, invisible.
 fn hostile() -> String {
     let ranges = [0x01..=0x1f, 0x7f..=0x9f, 0x200b..=0x200f, 0x2028..=0x202e, 0x2060..=0x206f, 0xe0000..=0xe007f];
@@ -240,41 +247,11 @@ fn nothing_that_a_peer_says_is_obeyed_by_a_terminal() {
         let mut peer = raw_peer(&server);
         let mut bytes = Vec::new();
         let path = format!("a{}", hostile()).replace(['\n', '/'], "").into_bytes();
-        let offer = |transfer, path| Offer {
-            transfer,
-            kind: 0,
-            size: 1,
-            mtime: Time::default(),
-            mode: 0o644,
-            content_crc: 1,
-            request: 0,
-            relay: 0,
-            item: 0,
-            path,
-        };
-        Message::Text(Text {
-            run: RUN,
-            sequence: 1,
-            from: None,
-            to: None,
-            leave: false,
-            to_room: false,
-            text: hostile() + "end",
-        })
-        .encode(&mut bytes);
-        Message::Offer(offer(1, path)).encode(&mut bytes);
-        Message::Offer(offer(2, b"bytes-\xff\x9b\xc2.bin".to_vec())).encode(&mut bytes);
+        text(1, hostile() + "end").encode(&mut bytes);
+        Message::Offer(offer(1, 1, &path)).encode(&mut bytes);
+        Message::Offer(offer(2, 1, b"bytes-\xff\x9b\xc2.bin")).encode(&mut bytes);
         Message::Cancel { transfer: 2, reason: CancelReason::Other(7) }.encode(&mut bytes);
-        Message::Text(Text {
-            run: RUN,
-            sequence: 2,
-            from: None,
-            to: None,
-            leave: false,
-            to_room: false,
-            text: "last".into(),
-        })
-        .encode(&mut bytes);
+        text(2, "last").encode(&mut bytes);
         peer.write_all(&bytes).unwrap();
         ann.wait_stdout(|line| line.contains("last"));
         server.wait_stdout(|line| line.contains("last"));
@@ -296,16 +273,7 @@ fn a_long_text_with_a_damaged_tail_ends_the_connection() {
     let server = Server::start(&[]);
     let mut peer = raw_peer(&server);
     let mut bytes = Vec::new();
-    Message::Text(Text {
-        run: RUN,
-        sequence: 1,
-        from: None,
-        to: None,
-        leave: false,
-        to_room: false,
-        text: "x".repeat(60_000),
-    })
-    .encode(&mut bytes);
+    text(1, "x".repeat(60_000)).encode(&mut bytes);
     *bytes.last_mut().unwrap() ^= 1;
     peer.write_all(&bytes).unwrap();
     let mut answer = Vec::new();

@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
 
-use postwire::wire::{Decoder, Frame, Message, Peer, RunId};
+use postwire::wire::{Decoder, Frame, Message, Offer, Peer, RunId, Time};
 
 /// The frames of messages, one behind the other.
 pub fn bytes(messages: &[Message]) -> Vec<u8> {
@@ -18,8 +18,13 @@ pub fn hello() -> Message {
 
 /// A peer outside the room that takes files; `number` is its run.
 pub fn peer(number: u8) -> Message {
-    Message::Peer(Peer {
-        run: RunId([number; 16]),
+    Message::Peer(honest(RunId([number; 16])))
+}
+
+/// What [`peer`] says of itself.
+pub fn honest(run: RunId) -> Peer {
+    Peer {
+        run,
         in_room: false,
         takes_files: true,
         relays: false,
@@ -28,7 +33,14 @@ pub fn peer(number: u8) -> Message {
         chunk_bytes: 262_144,
         offers: 4096,
         nickname: None,
-    })
+    }
+}
+
+/// A regular file of `size` bytes, for the receiver itself.
+pub fn offer(transfer: u32, size: u64, path: &[u8]) -> Offer {
+    let mtime = Time { seconds: 1, nanoseconds: 0 };
+    let path = path.to_vec();
+    Offer { transfer, kind: 0, size, mtime, mode: 0o644, content_crc: 1, request: 0, relay: 0, item: 0, path }
 }
 
 /// The frames that come from the other side.

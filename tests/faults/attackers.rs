@@ -10,6 +10,8 @@ use std::time::Duration;
 use postwire::wire::{Decoder, Frame, Message, Peer, RunId};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::common::raw;
+
 /// Short enough that what a server may have under way fills the line when nobody reads.
 const SMALL_LINE_BYTES: u32 = 536;
 
@@ -45,19 +47,9 @@ impl Attacker {
         let mut attacker = Attacker::connect(server, number)?;
         let mut run = [0xA7; 16];
         run[..4].copy_from_slice(&number.to_be_bytes());
-        let mut peer = Peer {
-            run: RunId(run),
-            in_room: false,
-            takes_files: true,
-            relays: false,
-            text_bytes: 65_536,
-            text_window_bytes: 262_144,
-            chunk_bytes: 262_144,
-            offers: 4096,
-            nickname: None,
-        };
+        let mut peer = raw::honest(RunId(run));
         change(&mut peer);
-        attacker.say(&[Message::Hello { version_low: 1, version_high: 1, mode: 0 }, Message::Peer(peer)])?;
+        attacker.say(&[raw::hello(), Message::Peer(peer)])?;
         loop {
             match attacker.hear()? {
                 Message::Named(_) => break,
@@ -71,7 +63,7 @@ impl Attacker {
 
     /// Says messages, whole.
     pub fn say(&mut self, messages: &[Message]) -> io::Result<()> {
-        self.stream.write_all(&encoded(messages))
+        self.stream.write_all(&raw::bytes(messages))
     }
 
     /// Reads the next message.
@@ -91,13 +83,6 @@ impl Attacker {
             }
         }
     }
-}
-
-/// The bytes of messages.
-pub fn encoded(messages: &[Message]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    messages.iter().for_each(|message| message.encode(&mut bytes));
-    bytes
 }
 
 /// Whom the process that listens on `port` of 127.0.0.1 has a connection to, and how many bytes wait there to be taken by them. What it

@@ -6,10 +6,11 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use postwire::wire::{Chunk, Message, Offer, RunId, Text, Time};
+use postwire::wire::{Chunk, Message, RunId, Text};
 use postwire::{config, Nickname};
 
-use crate::attackers::{encoded, Attacker};
+use crate::attackers::Attacker;
+use crate::common::raw::{bytes, hello, offer};
 use crate::common::{assert_same_file, client, client_spawn, Running, Scratch, Server};
 use crate::{pause, Programme};
 
@@ -65,22 +66,6 @@ fn memory_of_many() {
 /// What an attacker of this number says after its hello, in this round; it reads nothing.
 type Says = fn(u32, u64) -> Vec<u8>;
 
-fn offer(transfer: u32, size: u64, path: Vec<u8>) -> Message {
-    let mtime = Time { seconds: 1, nanoseconds: 0 };
-    Message::Offer(Offer {
-        transfer,
-        kind: 0,
-        size,
-        mtime,
-        mode: 0o644,
-        content_crc: 1,
-        request: 0,
-        relay: 0,
-        item: 0,
-        path,
-    })
-}
-
 fn text(number: u32, sequence: u64, to: Option<u32>, length: usize) -> Message {
     let to = to.map(|to| Nickname::parse(format!("a{to}").as_bytes()).unwrap());
     let mut run = [0x5E; 16];
@@ -98,13 +83,13 @@ fn text(number: u32, sequence: u64, to: Option<u32>, length: usize) -> Message {
 
 /// All but the last byte, in the first round alone.
 fn half(round: u64, messages: &[Message]) -> Vec<u8> {
-    let mut said = if round == 0 { encoded(messages) } else { Vec::new() };
+    let mut said = if round == 0 { bytes(messages) } else { Vec::new() };
     said.pop();
     said
 }
 
 fn hundred_texts(number: u32, round: u64, to: Option<u32>) -> Vec<u8> {
-    encoded(&(1..=100).map(|index| text(number, round * 100 + index, to, 0)).collect::<Vec<_>>())
+    bytes(&(1..=100).map(|index| text(number, round * 100 + index, to, 0)).collect::<Vec<_>>())
 }
 
 const ATTACKS: [(&str, Says); 9] = [
@@ -112,29 +97,30 @@ const ATTACKS: [(&str, Says); 9] = [
     ("half a chunk", |number, round| {
         let chunk = Chunk { transfer: 1, offset: 0, crc: 0, data: vec![7; config::CHUNK_BYTES_LEAST] };
         let path = format!("half{number}").into_bytes();
-        half(round, &[offer(1, 16 * MIB, path), Message::Chunk(chunk)])
+        half(round, &[Message::Offer(offer(1, 16 * MIB, &path)), Message::Chunk(chunk)])
     }),
     ("offers with long paths", |_, round| {
         let path = |number: u32| format!("{number:0255}/{}", vec!["d".repeat(200); 63].join("/")).into_bytes();
-        let offers: Vec<_> = (1..=16).map(|number| offer(number, 16 * MIB, path(number))).collect();
+        let offers: Vec<_> = (1..=16).map(|number| Message::Offer(offer(number, 16 * MIB, &path(number)))).collect();
         if round == 0 {
-            encoded(&offers)
+            bytes(&offers)
         } else {
             Vec::new()
         }
     }),
     ("offers of bad names", |_, round| {
         let first = u32::try_from(round * 16).unwrap() + 1;
-        encoded(&(first..first + 16).map(|number| offer(number, 10, b"..".to_vec())).collect::<Vec<_>>())
+        let offers: Vec<_> = (first..first + 16).map(|number| Message::Offer(offer(number, 10, b".."))).collect();
+        bytes(&offers)
     }),
-    ("texts for who does not read", |number, round| encoded(&[text(number, round + 1, Some(number ^ 1), 60_000)])),
+    ("texts for who does not read", |number, round| bytes(&[text(number, round + 1, Some(number ^ 1), 60_000)])),
     ("empty texts", |number, round| hundred_texts(number, round, None)),
     ("texts for nobody", |number, round| hundred_texts(number, round, Some(99_999))),
-    ("pings", |_, _| encoded(&vec![Message::Ping(1); 100])),
+    ("pings", |_, _| bytes(&vec![Message::Ping(1); 100])),
     ("listings", |_, round| {
         let lists: Vec<_> = (1..=16).map(|request| Message::List { request, from: None, after: Vec::new() }).collect();
         if round == 0 {
-            encoded(&lists)
+            bytes(&lists)
         } else {
             Vec::new()
         }
@@ -160,7 +146,7 @@ fn memory_under_attack() {
             let attacker = if is_stranger {
                 Attacker::connect(address, number).map(|mut attacker| {
                     // As much of a hello as is taken, without its end.
-                    let hello = encoded(&[Message::Hello { version_low: 1, version_high: 1, mode: 0 }]);
+                    let hello = bytes(&[hello()]);
                     let _ = attacker.stream.write_all(&hello);
                     attacker
                 })

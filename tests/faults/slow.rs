@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use postwire::wire::{Message, RunId, Text};
 use postwire::{config, Client, Config, Event};
 
-use crate::attackers::{connected_to, encoded, Attacker};
+use crate::attackers::{connected_to, Attacker};
+use crate::common::raw;
 use crate::common::{Scratch, Server};
 use crate::{pause, Programme};
 
@@ -97,7 +98,7 @@ struct Slow {
 
 impl Slow {
     fn begin(phase: Phase, server: SocketAddr, number: u32) -> Slow {
-        let hello = encoded(&[Message::Hello { version_low: 1, version_high: 1, mode: 0 }]);
+        let hello = raw::bytes(&[raw::hello()]);
         let text = Text {
             run: RunId([1; 16]),
             sequence: 1,
@@ -113,7 +114,7 @@ impl Slow {
             _ => {
                 let in_room = phase == Phase::ZeroWindowInRoom;
                 let attacker = Attacker::join(server, number, |peer| peer.in_room = in_room).unwrap();
-                (attacker, encoded(&[Message::Text(text)]))
+                (attacker, raw::bytes(&[Message::Text(text)]))
             }
         };
         let began = Instant::now();
