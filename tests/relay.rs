@@ -280,7 +280,9 @@ fn a_kill_between_the_ends_of_a_file_and_of_its_note_leaves_neither() {
         fs::create_dir(&files).unwrap();
     });
     assert_eq!(net.kept(), [0, 1], "only the text's");
-    net.board("b7", &[]).wait_stdout(|line| line.ends_with(": flash"));
+    // It stays until it has acknowledged what it printed.
+    let mut b7 = net.board("b7", &[]);
+    b7.wait_stdout(|line| line.ends_with(": flash"));
     net.wait_until_nothing_is_kept();
 }
 
