@@ -45,8 +45,8 @@ pub const TEXT_BYTES_LEAST: usize = KIB;
 pub const TEXTS_MAX: usize = 1024;
 /// Bytes of unacknowledged texts a peer may have under way: a few of the longest.
 pub const TEXT_WINDOW_BYTES: usize = 256 * KIB;
-/// A chunk: large enough that its head costs nothing, small enough that a text behind it waits 0.2 s at 10 Mbit/s.
-pub const CHUNK_BYTES_MAX: usize = 256 * KIB;
+/// A chunk: a fast line wants long ones, so that one read takes much; on a slow one the window makes them shorter.
+pub const CHUNK_BYTES_MAX: usize = 1024 * KIB;
 /// The least chunk: below it heads and system calls cost more than data.
 pub const CHUNK_BYTES_LEAST: usize = 16 * KIB;
 /// Transfers that are offered and have not ended: 4,096 small files share one round trip.
@@ -128,6 +128,8 @@ pub const WINDOW_BYTES_LEAST: u64 = 128 * 1024;
 pub const WINDOW_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// What the window allows beyond the shortest round trip: as much waits in queues, and a text behind it.
 pub const WINDOW_QUEUE: Duration = Duration::from_millis(30);
+/// The same in bytes, at most: 30 ms at 100 MB/s. More than a processor's cache holds makes a faster line slower.
+pub const WINDOW_QUEUE_BYTES_MAX: u64 = 3 * 1024 * 1024;
 /// The least share of the receive budget that a connection with an open transfer gets.
 pub const CREDIT_BYTES_LEAST: u64 = if IS_FUZZED { 1024 } else { 64 * 1024 };
 /// A connection keeps the buffers of its chunks for the next ones, and reads in larger pieces, where its share of the receive

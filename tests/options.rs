@@ -299,7 +299,7 @@ fn less_memory_is_smaller_chunks_on_either_side() {
     let chunks = |arguments: &[&str]| {
         (server_s_peer(arguments).chunk_bytes, client_s_peer(&[&["--stay"], arguments].concat()).0.chunk_bytes)
     };
-    assert_eq!(chunks(&[]), (262_144, 262_144));
+    assert_eq!(chunks(&[]), (1_048_576, 1_048_576));
     assert_eq!(chunks(&["--max-memory", "2M"]), (65_536, 65_536));
 }
 

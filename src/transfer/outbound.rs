@@ -1085,12 +1085,14 @@ impl Link {
         }
         let credit = self.credit.saturating_sub(self.sent);
         let wanted = self.window.chunk_bytes().min(self.chunk_bytes_max).min(self.pace.chunk_bytes());
-        let room = self.window.room().min(credit);
+        // A crumb waits until it is half a chunk: what is under way will be acknowledged.
+        let room = Some(self.window.room()).filter(|&room| room >= wanted / 2).unwrap_or(0).min(credit);
         let least = u64::try_from(CHUNK_BYTES_LEAST).unwrap_or(u64::MAX).min(wanted);
         if room < least {
             0
         } else {
-            wanted.min(room)
+            let length = wanted.min(room);
+            length - length % least
         }
     }
 }

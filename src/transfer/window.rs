@@ -1,14 +1,17 @@
-//! How many bytes may be under way: W = rate x (shortest round trip + 30 ms), PROTOCOL 6.4.
+//! How many bytes may be under way: W = rate x (shortest round trip + 30 ms), the latter 3 MiB at most, PROTOCOL 6.4.
 //!
 //! A function of what was sent and acknowledged when; it reads no clock. [`Outbound`](super::Outbound) asks it before each chunk.
 //!
 //! Left to the kernel's buffers, a text behind a file on a slow line waits for megabytes. Here the queue on the way is as
-//! long as the line carries in 30 ms, and a faster line gets a larger window within a few round trips.
+//! long as the line carries in 30 ms, and a faster line gets a larger window within a few round trips. What is in memory's
+//! fastest part when it is used next goes faster: so there is a limit to the queue of the fastest lines.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::config::{CHUNKS_MAX, CHUNK_BYTES_LEAST, WINDOW_BYTES_LEAST, WINDOW_BYTES_MAX, WINDOW_QUEUE};
+use crate::config::{
+    CHUNKS_MAX, CHUNK_BYTES_LEAST, WINDOW_BYTES_LEAST, WINDOW_BYTES_MAX, WINDOW_QUEUE, WINDOW_QUEUE_BYTES_MAX,
+};
 
 /// The measured window of one connection.
 pub(crate) struct Window {
@@ -59,10 +62,10 @@ impl Window {
         self.bytes.saturating_sub(self.in_flight())
     }
 
-    /// The largest chunk that suits the window: a quarter of it.
+    /// The largest chunk that suits the window: a quarter of it, in whole pages.
     pub(crate) fn chunk_bytes(&self) -> u64 {
         let least = u64::try_from(CHUNK_BYTES_LEAST).unwrap_or(u64::MAX);
-        (self.bytes / 4).max(least)
+        (self.bytes / 4 / least).max(1) * least
     }
 
     /// Bytes sent and not acknowledged.
@@ -90,18 +93,21 @@ impl Window {
         let delivered = to_f64(self.acknowledged - flight.acknowledged);
         let sample = delivered / round_trip.as_secs_f64();
         self.rate = if self.rate == 0.0 { sample } else { self.rate + (sample - self.rate) / 4.0 };
-        self.grow(bytes, sample, round_trip > shortest + shortest / 4);
-        let fitting = self.rate * (shortest + WINDOW_QUEUE).as_secs_f64();
+        let under_way = from_f64(self.rate * shortest.as_secs_f64());
+        let is_waiting = round_trip > shortest + shortest / 4;
+        self.grow(bytes, sample, is_waiting, under_way + WINDOW_QUEUE_BYTES_MAX);
         if matches!(self.start, Start::Over) {
-            self.bytes = from_f64(fitting).clamp(WINDOW_BYTES_LEAST, WINDOW_BYTES_MAX);
+            let queue = from_f64(self.rate * WINDOW_QUEUE.as_secs_f64()).min(WINDOW_QUEUE_BYTES_MAX);
+            self.bytes = (under_way + queue).clamp(WINDOW_BYTES_LEAST, WINDOW_BYTES_MAX);
         }
     }
 
-    fn grow(&mut self, bytes: u64, sample: f64, is_waiting: bool) {
+    /// While something waits on the way it grows to `waiting_max` at most.
+    fn grow(&mut self, bytes: u64, sample: f64, is_waiting: bool, waiting_max: u64) {
         let Start::Doubling { best_rate, round_ends, rounds_without_gain } = &mut self.start else { return };
         // It doubles; twice while nothing waits on the way, as on a long line that is nearly empty.
-        let factor = if is_waiting { 1 } else { 3 };
-        self.bytes = (self.bytes + factor * bytes).min(WINDOW_BYTES_MAX);
+        let (factor, most) = if is_waiting { (1, waiting_max.max(self.bytes)) } else { (3, WINDOW_BYTES_MAX) };
+        self.bytes = (self.bytes + factor * bytes).min(most).min(WINDOW_BYTES_MAX);
         if self.acknowledged < *round_ends {
             return;
         }
@@ -138,8 +144,11 @@ mod tests {
         let mut line_free = now;
         let mut arrivals: VecDeque<(Instant, u64)> = VecDeque::new();
         while now < end {
-            while window.room() >= window.chunk_bytes() {
-                let chunk = window.chunk_bytes().min(256 * 1024);
+            loop {
+                let chunk = window.chunk_bytes().min(1024 * 1024);
+                if window.room() < chunk / 2 {
+                    break;
+                }
                 window.sent(chunk, now);
                 line_free = line_free.max(now) + Duration::from_secs_f64(to_f64(chunk) / rate);
                 arrivals.push_back((line_free + round_trip, chunk));
@@ -152,11 +161,12 @@ mod tests {
     }
 
     #[test]
-    fn the_window_is_what_the_line_carries_in_a_round_trip_and_30_ms() {
-        for (rate, round_trip_ms) in [(10e6, 1), (10e6, 50), (100e6, 50), (1e6, 200)] {
+    fn the_window_is_what_the_line_carries_in_a_round_trip_and_its_queue() {
+        for (rate, round_trip_ms) in [(10e6, 1), (10e6, 50), (100e6, 50), (1e6, 200), (2e9, 1)] {
             let round_trip = Duration::from_millis(round_trip_ms);
             let window = to_f64(run_line(rate, round_trip));
-            let fitting = (rate * (round_trip + WINDOW_QUEUE).as_secs_f64()).max(to_f64(WINDOW_BYTES_LEAST));
+            let queue = (rate * WINDOW_QUEUE.as_secs_f64()).min(to_f64(WINDOW_QUEUE_BYTES_MAX));
+            let fitting = (rate * round_trip.as_secs_f64() + queue).max(to_f64(WINDOW_BYTES_LEAST));
             assert!((0.5..2.0).contains(&(window / fitting)), "{rate} B/s, {round_trip_ms} ms: {window} for {fitting}");
         }
     }
