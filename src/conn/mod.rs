@@ -4,6 +4,8 @@
 //! a [`Conn`], `server` and `client` own the listener and the dialling.
 
 mod address;
+#[cfg(feature = "encrypt")]
+mod cipher;
 mod dial;
 mod listen;
 #[cfg(feature = "encrypt")]

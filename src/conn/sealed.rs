@@ -10,6 +10,7 @@ use snow::resolvers::{CryptoResolver, DefaultResolver, FallbackResolver};
 use snow::types::{Cipher, Dh, Hash, Random};
 use snow::{Builder, HandshakeState, StatelessTransportState};
 
+use super::cipher::ChaChaPoly;
 use crate::key::{fill_random, Key};
 use crate::worker::Lock;
 
@@ -35,7 +36,7 @@ pub(crate) struct Handshake(HandshakeState);
 impl Handshake {
     /// `prologue` is HELLO and WELCOME, byte for byte, so that whoever changes them is found out.
     pub(crate) fn new(key: &Key, prologue: &[u8], is_client: bool) -> io::Result<Handshake> {
-        let resolver = FallbackResolver::new(Box::new(SystemRandom), Box::new(DefaultResolver));
+        let resolver = FallbackResolver::new(Box::new(Chosen), Box::new(DefaultResolver));
         let builder = Builder::with_resolver(SUITE.parse().map_err(failed)?, Box::new(resolver));
         let builder = builder.psk(0, key.as_bytes()).map_err(failed)?.prologue(prologue).map_err(failed)?;
         let state = if is_client { builder.build_initiator() } else { builder.build_responder() };
@@ -64,11 +65,11 @@ impl Handshake {
     }
 }
 
-/// Random numbers by the system call alone: the library that snow asks wants /dev/urandom in a static binary, and machines
-/// with nothing on them have none.
-struct SystemRandom;
+/// What is not taken from the library's own: random numbers by the system call alone, as those that snow asks for want
+/// /dev/urandom in a static binary, and machines with nothing on them have none; and the cipher, for its speed.
+struct Chosen;
 
-impl CryptoResolver for SystemRandom {
+impl CryptoResolver for Chosen {
     fn resolve_rng(&self) -> Option<Box<dyn Random>> {
         Some(Box::new(SystemRandom))
     }
@@ -81,10 +82,15 @@ impl CryptoResolver for SystemRandom {
         None
     }
 
-    fn resolve_cipher(&self, _: &CipherChoice) -> Option<Box<dyn Cipher>> {
-        None
+    fn resolve_cipher(&self, choice: &CipherChoice) -> Option<Box<dyn Cipher>> {
+        match choice {
+            CipherChoice::ChaChaPoly => Some(Box::new(ChaChaPoly::new()?)),
+            _ => None,
+        }
     }
 }
+
+struct SystemRandom;
 
 impl Random for SystemRandom {
     fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), snow::Error> {
@@ -102,9 +108,10 @@ pub(crate) struct Seal {
 #[derive(Default)]
 struct Send {
     records: u64,
-    /// A record that the system did not take whole: what is left of it, and how many bytes are in it. It is said to be
-    /// written when it is, so whoever writes comes back with the same bytes.
+    /// Records that the system did not take whole, how much of them it took, and how many bytes are in them. They are said to be
+    /// written when they are, so whoever writes comes back with the same bytes.
     rest: Vec<u8>,
+    sent: usize,
     holds: usize,
 }
 
@@ -133,13 +140,14 @@ impl Seal {
         let state = &mut *self.send.take();
         let mut written = 0;
         loop {
-            while !state.rest.is_empty() {
-                let count = send(&state.rest)?;
-                if count == 0 {
-                    return Ok(written);
+            while let Some(rest) = state.rest.get(state.sent..).filter(|rest| !rest.is_empty()) {
+                match send(rest)? {
+                    0 => return Ok(written),
+                    count => state.sent += count,
                 }
-                state.rest.drain(..count);
             }
+            state.rest.clear();
+            state.sent = 0;
             written += std::mem::take(&mut state.holds);
             let left = bytes.get(written..).unwrap_or_default();
             if left.is_empty() {
@@ -166,14 +174,16 @@ impl Seal {
             state.rest.extend_from_slice(&u16::try_from(length).map_err(failed)?.to_be_bytes());
             state.rest.resize(start + LENGTH_BYTES + length, 0);
             let space = state.rest.get_mut(start + LENGTH_BYTES..).unwrap_or_default();
-            self.noise.write_message(state.records, plain, space).map_err(failed)?;
+            if self.noise.write_message(state.records, plain, space).map_err(failed)? != length {
+                return Err(io::Error::other("a record that could not be sealed"));
+            }
             state.records += 1;
             state.holds += plain.len();
         }
         Ok(())
     }
 
-    /// Fills `buffer` with what a record holds; `receive` reads ciphertext. `Ok(0)` is the end of the stream.
+    /// Fills `buffer` with what records hold; `receive` reads ciphertext. `Ok(0)` is the end of the stream.
     ///
     /// # Errors
     /// `InvalidData` for a record that does not open, besides what reading says.
@@ -184,17 +194,18 @@ impl Seal {
     ) -> io::Result<usize> {
         let state = &mut *self.receive.take();
         loop {
-            let left = state.plain.get(state.taken..).unwrap_or_default();
-            if !left.is_empty() {
-                let count = left.len().min(buffer.len());
-                if let (Some(to), Some(from)) = (buffer.get_mut(..count), left.get(..count)) {
-                    to.copy_from_slice(from);
+            let mut count = state.take(buffer);
+            while let Some(space) = buffer.get_mut(count..).filter(|space| !space.is_empty()) {
+                match self.open_next(state, space) {
+                    Ok(Some(opened)) => count += opened,
+                    Ok(None) => break,
+                    // What came before it is given first.
+                    Err(_) if count > 0 => break,
+                    Err(error) => return Err(error),
                 }
-                state.taken += count;
-                return Ok(count);
             }
-            if self.open_next(state)? {
-                continue;
+            if count > 0 {
+                return Ok(count);
             }
             state.cipher.copy_within(state.start..state.end, 0);
             (state.start, state.end) = (0, state.end - state.start);
@@ -208,21 +219,45 @@ impl Seal {
         }
     }
 
-    /// Opens the next record, if all of it has come.
-    fn open_next(&self, state: &mut Receive) -> io::Result<bool> {
+    /// Opens the next record, if all of it has come, into `space`, and what that has no room for is kept; gives how much of
+    /// `space` is filled.
+    fn open_next(&self, state: &mut Receive, space: &mut [u8]) -> io::Result<Option<usize>> {
         let waiting = state.cipher.get(state.start..state.end).unwrap_or_default();
-        let Some((length, rest)) = waiting.split_first_chunk::<LENGTH_BYTES>() else { return Ok(false) };
+        let Some((length, rest)) = waiting.split_first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
         let length = usize::from(u16::from_be_bytes(*length));
         if !(TAG_BYTES + 1..=CIPHER_BYTES_MAX).contains(&length) || state.records >= RECORDS_MAX {
             return Err(unopened());
         }
-        let Some(record) = rest.get(..length) else { return Ok(false) };
-        state.plain.resize(length, 0);
-        let count = self.noise.read_message(state.records, record, &mut state.plain).map_err(|_| unopened())?;
-        state.plain.truncate(count);
-        (state.taken, state.start) = (0, state.start + LENGTH_BYTES + length);
+        let Some(record) = rest.get(..length) else { return Ok(None) };
+        let holds = length - TAG_BYTES;
+        let open = |plain: &mut [u8]| self.noise.read_message(state.records, record, plain).map_err(|_| unopened());
+        let filled = if let Some(place) = space.get_mut(..holds) {
+            open(place)?;
+            holds
+        } else {
+            // Nothing of a record that does not open stays there.
+            let mut plain = std::mem::take(&mut state.plain);
+            plain.resize(holds, 0);
+            open(&mut plain)?;
+            (state.plain, state.taken) = (plain, 0);
+            state.take(space)
+        };
+        state.start += LENGTH_BYTES + length;
         state.records += 1;
-        Ok(true)
+        Ok(Some(filled))
+    }
+}
+
+impl Receive {
+    /// Moves what is left of the last record into `space`; gives how much.
+    fn take(&mut self, space: &mut [u8]) -> usize {
+        let left = self.plain.get(self.taken..).unwrap_or_default();
+        let count = left.len().min(space.len());
+        if let (Some(to), Some(from)) = (space.get_mut(..count), left.get(..count)) {
+            to.copy_from_slice(from);
+        }
+        self.taken += count;
+        count
     }
 }
 
