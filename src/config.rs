@@ -117,6 +117,8 @@ pub const SAME_SIZE_FILES_MAX: usize = 64;
 pub const PARTIALS_OF_A_FILE_MAX: u32 = 256;
 /// Directories known to be synced into their parents; one that is forgotten is synced once more.
 pub const DIRECTORIES_REMEMBERED: usize = 4096;
+/// Directories that are kept open from one file to the next, from the top down.
+pub const TRAIL_MAX: usize = 4;
 
 // Flow.
 

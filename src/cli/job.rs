@@ -254,7 +254,9 @@ impl Plan {
 pub fn run(client: &Client, job: Job, wait: Option<Duration>, feed: &mut Feed, printer: &mut Printer) -> Exit {
     let Job { items, recipients, from } = job;
     let mut plan = Plan { items, recipients, from, wait, ..Plan::default() };
-    expect_files(&plan, printer);
+    if printer.tells_progress() {
+        expect_files(&plan, printer);
+    }
     let mut signal = None;
     advance(client, &mut plan, feed, printer);
     loop {

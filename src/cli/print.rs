@@ -100,6 +100,11 @@ impl Printer {
         feed.add_input(edits)
     }
 
+    /// Whether anybody wants to know how far it is.
+    pub fn tells_progress(&self) -> bool {
+        self.output.level > Level::Error
+    }
+
     /// Files will come: so many, and so many bytes, where that is known.
     pub fn expect_files(&mut self, files: Option<usize>, bytes: Option<u64>) {
         self.progress = Some(Progress::new(files, bytes, Instant::now()));
@@ -110,7 +115,7 @@ impl Printer {
         self.print_event(event);
         let now = Instant::now();
         if let Some(progress) = &mut self.progress {
-            if progress.hear(event, now) && self.output.level > Level::Error {
+            if progress.hear(event, now) {
                 screen::draw(now, |columns| progress.line(now, columns));
             }
         }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use rustix::fs::{fchmod, futimens, Mode, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::{retry_on_intr, Errno, Result};
 
-use super::dir::{Anchors, Dir, Entry, Id, Place, TMPFS};
+use super::dir::{Anchors, Dir, Id, Place, TMPFS};
 use super::failure::{is_not_offered, Failure};
 use super::naming::{give_name, Named};
 use super::{Existing, Meta, Partial, Time};
@@ -327,8 +327,7 @@ impl Directory {
 }
 
 fn finish_inode(partial: &Partial, meta: &Meta, mode: Mode) -> std::result::Result<(), (&'static str, Errno)> {
-    let size = Entry::of(partial.file()).map_err(|error| ("look at", error))?.size;
-    if partial.is_lost() || size != meta.size {
+    if partial.is_lost() {
         return Err(("finish", Errno::IO));
     }
     set_mode_and_time(partial.file(), mode, meta.mtime)

@@ -14,7 +14,7 @@ use rustix::io::{Errno, Result};
 
 use super::failure::is_not_offered;
 use super::Time;
-use crate::config::DIRECTORIES_REMEMBERED;
+use crate::config::{DIRECTORIES_REMEMBERED, TRAIL_MAX};
 use crate::name::SafeName;
 use crate::worker::Lock;
 
@@ -72,6 +72,21 @@ impl Dir {
             // A drop box, where files may be put and not listed, has to do without a sync.
             Err(Errno::ACCESS) => Dir::of(open(OFlags::PATH)?),
             result => Dir::of(result?),
+        }
+    }
+
+    /// As [`Dir::enter`], of what is made where it is missing; gives whether it was.
+    fn enter_or_make(&self, name: &SafeName, make: bool) -> Result<(Dir, bool)> {
+        match self.enter(name) {
+            Err(Errno::NOENT) if make => {
+                let made = match fs::mkdirat(&self.fd, name.as_os_str(), Mode::from_raw_mode(0o777)) {
+                    // Another transfer was faster.
+                    Err(Errno::EXIST) => false,
+                    result => result.map(|()| true)?,
+                };
+                Ok((self.enter(name)?, made))
+            }
+            result => result.map(|dir| (dir, false)),
         }
     }
 
@@ -251,18 +266,18 @@ impl Place {
 
     fn walk(root: &Arc<Dir>, names: &[SafeName], anchors: &Anchors, make: bool) -> Result<Place> {
         let mut place = Place { dir: Arc::clone(root), unanchored: Vec::new() };
-        for name in names {
+        // It is not locked while the disk is waited for: who comes meanwhile does without.
+        let mut trail = std::mem::take(&mut *anchors.trail.take());
+        for (level, name) in names.iter().enumerate() {
             let parent = Arc::clone(&place.dir);
-            let (dir, made) = match parent.enter(name) {
-                Err(Errno::NOENT) if make => {
-                    let made = match fs::mkdirat(&parent.fd, name.as_os_str(), Mode::from_raw_mode(0o777)) {
-                        // Another transfer was faster.
-                        Err(Errno::EXIST) => false,
-                        result => result.map(|()| true)?,
-                    };
-                    (parent.enter(name)?, made)
+            let (dir, made) = match trail.at(level, name, &parent) {
+                Some(dir) => (dir, false),
+                None => {
+                    let (dir, made) = parent.enter_or_make(name, make)?;
+                    let dir = Arc::new(dir);
+                    trail.put(level, name, &dir);
+                    (dir, made)
                 }
-                result => (result?, false),
             };
             let child = dir.id();
             if made {
@@ -272,9 +287,30 @@ impl Place {
                 anchors.forget(child);
                 place.unanchored.push((parent, child));
             }
-            place.dir = Arc::new(dir);
+            place.dir = dir;
         }
+        *anchors.trail.take() = trail;
         Ok(place)
+    }
+}
+
+/// The directories that the last path led through, so that thousands of files in one of them do not open it thousands of times.
+#[derive(Default)]
+struct Trail(Vec<(SafeName, Arc<Dir>)>);
+
+impl Trail {
+    /// The directory that this name led to, while it still does.
+    fn at(&self, level: usize, name: &SafeName, parent: &Dir) -> Option<Arc<Dir>> {
+        let (_, dir) = self.0.get(level).filter(|(known, _)| known == name)?;
+        let named = parent.entry(name.as_os_str()).ok()??;
+        (named.id == dir.id).then(|| Arc::clone(dir))
+    }
+
+    fn put(&mut self, level: usize, name: &SafeName, dir: &Arc<Dir>) {
+        self.0.truncate(level);
+        if self.0.len() == level && level < TRAIL_MAX {
+            self.0.push((name.clone(), Arc::clone(dir)));
+        }
     }
 }
 
@@ -286,9 +322,15 @@ pub(super) struct Anchors {
     synced: Mutex<HashSet<Id>>,
     /// Those that this process made: they alone get the mode and time that a peer says. What is forgotten keeps its own.
     made: Mutex<HashSet<Id>>,
+    trail: Mutex<Trail>,
 }
 
 impl Anchors {
+    /// Nothing is to be kept open.
+    pub(super) fn let_go(&self) {
+        self.trail.take().0.clear();
+    }
+
     /// The name of this directory was synced.
     pub(super) fn add(&self, id: Id) {
         remember(&self.synced, id);

@@ -129,20 +129,30 @@ impl Store {
     /// already is let in though the disk is full or its name is taken, so that a repeated command is harmless.
     pub(crate) fn admit(&self, meta: &Meta) -> Result<Vec<Existing>, Failure> {
         self.check_size(if meta.is_stream { 0 } else { meta.size })?;
-        let candidates = if meta.is_stream { Vec::new() } else { self.same_size(meta)? };
+        let place = self.find(&meta.path)?;
+        let candidates = match &place {
+            Some(place) if !meta.is_stream => self.same_size(meta, place)?,
+            _ => Vec::new(),
+        };
         if !candidates.is_empty() {
             return Ok(candidates);
         }
         if self.refuses_name(meta)? {
             return Err(Refusal::Exists.into());
         }
-        let place = self.find(&meta.path)?;
         let dir = place.as_ref().map_or(&self.root, |place| &place.dir);
         let identity = Identity::of(meta);
-        let held_bytes = place.as_ref().map_or(0, |place| identity.bytes_on_disk(&place.dir));
+        // Of a small file nothing is kept that a later run could use.
+        let partial_s = place.as_ref().filter(|_| !meta.is_small());
+        let held_bytes = partial_s.map_or(0, |place| identity.bytes_on_disk(&place.dir));
         let needed_bytes = if meta.is_stream { 0 } else { meta.size.saturating_sub(held_bytes) };
         self.make_room(dir, &identity, || self.room.fits(dir, needed_bytes))?;
         Ok(candidates)
+    }
+
+    /// No more files come for now: lets go of what would be at hand for the next.
+    pub(crate) fn rest(&self) {
+        self.anchors.let_go();
     }
 
     /// Whether a file may be so long; asked of a stream as it grows.
@@ -155,10 +165,8 @@ impl Store {
 
     /// Regular files of the offered size under its name or, where names are numbered, a numbered one: their content may be
     /// equal. Each is opened when it is first read.
-    fn same_size(&self, meta: &Meta) -> Result<Vec<Existing>, Failure> {
+    fn same_size(&self, meta: &Meta, place: &Arc<Place>) -> Result<Vec<Existing>, Failure> {
         let mut found = Vec::new();
-        let Some(place) = self.find(&meta.path)? else { return Ok(found) };
-        let place = Arc::new(place);
         for name in names_for(meta.path.file_name(), self.config.if_exists) {
             let entry =
                 place.dir.entry(name.as_os_str()).map_err(|error| self.failure("look at", &meta.path, error))?;
@@ -166,7 +174,7 @@ impl Store {
             if entry.kind == Kind::File && entry.size == meta.size {
                 let path = meta.path.with_file_name(name);
                 let label = self.label(&path);
-                found.push(Existing::new(Arc::clone(&place), path, &entry, label));
+                found.push(Existing::new(Arc::clone(place), path, &entry, label));
             }
             if found.len() == SAME_SIZE_FILES_MAX {
                 break;
@@ -235,8 +243,9 @@ impl Store {
     }
 
     /// Where a path's directory is; `None` when it is not there.
-    fn find(&self, path: &SafePath) -> Result<Option<Place>, Failure> {
+    fn find(&self, path: &SafePath) -> Result<Option<Arc<Place>>, Failure> {
         Place::find(&self.root, path.directories(), &self.anchors)
+            .map(|place| place.map(Arc::new))
             .map_err(|error| self.failure("enter the directory of", path, error))
     }
 

@@ -105,7 +105,8 @@ impl Partial {
 
     /// Reserves the room that it will still take; `false` when that is not there.
     pub(super) fn reserve(&mut self) -> bool {
-        let disk_bytes = Entry::of(&self.held.file).map_or(0, |entry| entry.disk_bytes);
+        // A small one is empty when it is opened.
+        let disk_bytes = if self.is_small { 0 } else { Entry::of(&self.held.file).map_or(0, |entry| entry.disk_bytes) };
         let needed_bytes = if self.is_stream { 0 } else { self.size.saturating_sub(disk_bytes) };
         self.reservation = Room::reserve(&self.room, &self.place.dir, needed_bytes);
         self.reservation.is_some()
@@ -286,7 +287,10 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        if !self.has_real_name.load(Ordering::Relaxed) && !self.is_worth_keeping() {
+        if self.has_real_name.load(Ordering::Relaxed) {
+            return;
+        }
+        if !self.is_worth_keeping() {
             self.held.unlink();
         }
         // A thread that still syncs has the file open, and would keep it from the next who wants to go on with it.

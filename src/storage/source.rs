@@ -68,8 +68,9 @@ impl Source {
     /// # Errors
     /// As [`Source::check`].
     pub(super) fn offered_as(self, size: u64, mtime: Time) -> Result<Source> {
+        let found = (self.size, self.mtime);
         let source = Source { size, mtime, ..self };
-        source.check()?;
+        source.compare(found)?;
         Ok(source)
     }
 
@@ -141,10 +142,14 @@ impl Source {
     /// [`Error::SourceChanged`] when it is shorter, or as long with another mtime; [`Error::File`].
     pub(crate) fn check(&self) -> Result<bool> {
         let metadata = self.file.metadata().map_err(|error| self.failed("look at", error))?;
-        if metadata.size() > self.size {
+        self.compare((metadata.size(), mtime_of(&metadata)))
+    }
+
+    fn compare(&self, (size, mtime): (u64, Time)) -> Result<bool> {
+        if size > self.size {
             return Ok(true);
         }
-        if metadata.size() == self.size && mtime_of(&metadata) == self.mtime {
+        if (size, mtime) == (self.size, self.mtime) {
             return Ok(false);
         }
         Err(Error::SourceChanged { path: self.path.clone() })

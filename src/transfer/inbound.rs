@@ -154,6 +154,7 @@ impl Inbound {
         let disk = Worker::new("disk", 64, move |jobs: Vec<Job>| {
             if let Some(inner) = weak.upgrade() {
                 jobs.into_iter().for_each(|job| inner.work(job));
+                inner.context.store.iter().for_each(|store| store.rest());
                 (inner.context.wake)();
                 inner.context.budget.wake_waiting();
             }

@@ -56,8 +56,11 @@ struct State {
     walking: Option<TransferId>,
     /// Directories not offered yet, in order. They wait until every file has ended, so that nothing changes their times.
     directories: VecDeque<TransferId>,
-    /// Answered with SEND and not finished, in turn.
+    /// Answered with SEND and not finished: larger ones in turn, and small ones one after the other.
     sending: VecDeque<TransferId>,
+    sending_small: VecDeque<TransferId>,
+    /// Which of the two had the last turn.
+    was_small: bool,
     /// Outcomes that are to come of what was offered for others.
     outcomes: usize,
     link: Option<Link>,
@@ -143,6 +146,8 @@ impl Outbound {
             walking: None,
             directories: VecDeque::new(),
             sending: VecDeque::new(),
+            sending_small: VecDeque::new(),
+            was_small: false,
             outcomes: 0,
             link: None,
             epoch: 0,
@@ -344,6 +349,7 @@ impl Outbound {
             asked: BTreeMap::new(),
         });
         state.sending.clear();
+        state.sending_small.clear();
         state.outcomes = 0;
         state.forget_requested();
         for file in state.files.values_mut() {
@@ -384,6 +390,7 @@ impl Outbound {
             state.trees.clear();
             state.directories.clear();
             state.sending.clear();
+            state.sending_small.clear();
             (state.plain, state.outcomes) = (0, 0);
             std::mem::take(&mut state.files)
         };
@@ -711,10 +718,13 @@ impl Outbound {
             }
             Err(error) => return Err(error),
         }
-        let (content, offered) = (file.content.clone(), file.offered.clone());
-        state.sending.push_back(id);
+        let begun = match &file.content {
+            Content::File(origin) if have > 0 => Some((origin.clone(), file.offered.clone())),
+            _ => None,
+        };
+        state.line_of(id).push_back(id);
         drop(state);
-        if let (true, Content::File(origin)) = (have > 0, content) {
+        if let Some((origin, offered)) = begun {
             let this = Arc::downgrade(self);
             let sums = self.sums.get_or_init(|| {
                 Worker::new("sums", 1, move |jobs: Vec<Sums>| {
@@ -807,8 +817,9 @@ impl Outbound {
         };
         let end = if is_stream { sending.reached() } else { size };
         sending.repair(end, offset, length)?;
-        if !state.sending.contains(&id) {
-            state.sending.push_back(id);
+        let line = state.line_of(id);
+        if !line.contains(&id) {
+            line.push_back(id);
         }
         Ok(())
     }
@@ -1001,7 +1012,21 @@ impl State {
         let length_max = link.length_max();
         !link.ready.is_empty()
             || (has_offers && link.may_offer() && !self.is_held_back())
-            || self.sending.iter().any(|id| self.files.get(id).is_some_and(|file| file.step(length_max).is_some()))
+            || self.lines().any(|id| self.files.get(&id).is_none_or(|file| file.step(length_max).is_some()))
+    }
+
+    /// Those that may have a step to do: a small file waits for the one before it.
+    fn lines(&self) -> impl Iterator<Item = TransferId> + '_ {
+        self.sending.iter().chain(self.sending_small.front()).copied()
+    }
+
+    /// Where a file takes its turn.
+    fn line_of(&mut self, id: TransferId) -> &mut VecDeque<TransferId> {
+        if self.files.get(&id).is_some_and(Outgoing::is_small) {
+            &mut self.sending_small
+        } else {
+            &mut self.sending
+        }
     }
 
     /// The next piece of work: offers first, so that small files share a round trip; then the transfers in turn, each with
@@ -1026,27 +1051,60 @@ impl State {
                 }
             }
         }
+        let first = if self.was_small { State::pick_large } else { State::pick_small };
+        let second = if self.was_small { State::pick_small } else { State::pick_large };
+        first(self, length_max).or_else(|| second(self, length_max))
+    }
+
+    /// One chunk of the next larger file that has one.
+    fn pick_large(&mut self, length_max: u64) -> Option<Work> {
+        self.was_small = false;
         for _ in 0..self.sending.len() {
             let id = self.sending.pop_front()?;
-            let Some(file) = self.files.get_mut(&id) else { continue };
-            let number = file.number;
+            let Some(file) = self.files.get(&id) else { continue };
             match file.step(length_max) {
-                Some(Step::Chunk { offset, length }) => {
-                    let Some(source) = file.opening() else { continue };
-                    // A small file keeps its turn to its end: each that is begun holds descriptors on both sides.
-                    if file.is_small() {
-                        self.sending.push_front(id);
-                    } else {
-                        self.sending.push_back(id);
-                    }
-                    return Some(Work::Chunk { number, id, offset, length, source });
-                }
                 // It leaves the turn; a REPAIR brings it back.
-                Some(Step::Finish) => return Some(Work::Finish { number, id, source: file.finishing() }),
+                Some(Step::Finish) => return Some(file.finish_work()),
+                Some(Step::Chunk { offset, length }) => {
+                    self.sending.push_back(id);
+                    if let Some(work) = file.chunk_work(offset, length) {
+                        return Some(work);
+                    }
+                }
                 None => self.sending.push_back(id),
             }
         }
         None
+    }
+
+    /// The next chunk of the first small file, which keeps its turn to its end: each that is begun holds descriptors on both
+    /// sides.
+    fn pick_small(&mut self, length_max: u64) -> Option<Work> {
+        self.was_small = true;
+        while let Some(&id) = self.sending_small.front() {
+            match self.files.get(&id).map(|file| (file, file.step(length_max))) {
+                Some((file, Some(Step::Chunk { offset, length }))) => return file.chunk_work(offset, length),
+                Some((_, None)) => return None,
+                Some((file, Some(Step::Finish))) => {
+                    let work = file.finish_work();
+                    self.sending_small.pop_front();
+                    return Some(work);
+                }
+                None => drop(self.sending_small.pop_front()),
+            }
+        }
+        None
+    }
+}
+
+impl Outgoing {
+    fn chunk_work(&self, offset: u64, length: u64) -> Option<Work> {
+        let source = self.opening()?;
+        Some(Work::Chunk { number: self.number, id: self.id, offset, length, source })
+    }
+
+    fn finish_work(&self) -> Work {
+        Work::Finish { number: self.number, id: self.id, source: self.finishing() }
     }
 }
 
