@@ -669,7 +669,6 @@ pub(crate) fn encode_text(text: wire::Text) -> (Arc<[u8]>, usize) {
 pub(crate) fn introduction(run: RunId, config: &Config, takes_files: bool, peers: usize) -> wire::Peer {
     let limit = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
     let memory = config.max_memory / 4;
-    let chunk_bytes_max = (config.max_memory / 32).clamp(CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX);
     wire::Peer {
         run,
         in_room: config.join_room,
@@ -677,7 +676,8 @@ pub(crate) fn introduction(run: RunId, config: &Config, takes_files: bool, peers
         relays: false,
         text_bytes: limit(TEXT_BYTES_MAX),
         text_window_bytes: limit(TEXT_WINDOW_BYTES.min(config.read_buffer_bytes)),
-        chunk_bytes: limit((memory / peers.max(1)).clamp(CHUNK_BYTES_LEAST, chunk_bytes_max)),
+        // However many they are: the credit bounds them together.
+        chunk_bytes: limit((config.max_memory / 32).clamp(CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX)),
         offers: limit(memory / OFFER_BYTES / peers.max(1)).clamp(OFFERS_LEAST, OFFERS_MAX),
         nickname: config.nick.clone(),
     }

@@ -3,6 +3,8 @@
 //! A connection never grants more credit than it got from here ([PROTOCOL 6.2](crate::wire)). As connections multiply, each
 //! one's share shrinks; what a chunk occupied comes back when it is written.
 
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::config::{CREDIT_BYTES_LEAST, WINDOW_BYTES_MAX};
@@ -10,6 +12,9 @@ use crate::worker::{Lock, Signal};
 
 /// Shared by all connections of one server or client.
 pub(crate) struct Budget {
+    total: u64,
+    /// Connections that hold credit or wait for it.
+    active: AtomicUsize,
     state: Mutex<State>,
     commits: Mutex<usize>,
     commits_max: usize,
@@ -18,35 +23,38 @@ pub(crate) struct Budget {
 
 struct State {
     free: u64,
-    total: u64,
-    /// Connections that hold credit or wait for it.
-    active: u64,
-    /// Whoever found nothing free, to be woken.
-    waiting: Vec<Weak<dyn Fn() + Send + Sync>>,
+    /// Whoever found nothing free, to be woken in turn.
+    waiting: VecDeque<Weak<dyn Fn() + Send + Sync>>,
 }
 
 impl Budget {
     /// A budget of `bytes`, and of so many files that are committed at once.
     pub(crate) fn new(bytes: u64, commits_max: usize) -> Budget {
-        let state = State { free: bytes, total: bytes, active: 0, waiting: Vec::new() };
-        Budget { state: Mutex::new(state), commits: Mutex::new(0), commits_max, commit_ended: Signal::new() }
+        let state = State { free: bytes, waiting: VecDeque::new() };
+        Budget {
+            total: bytes,
+            active: AtomicUsize::new(0),
+            state: Mutex::new(state),
+            commits: Mutex::new(0),
+            commits_max,
+            commit_ended: Signal::new(),
+        }
     }
 
     /// A connection begins to receive.
     pub(crate) fn join(&self) {
-        self.state.take().active += 1;
+        self.active.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A connection holds no credit any more, and has given back what it held.
     pub(crate) fn leave(&self) {
-        let mut state = self.state.take();
-        state.active = state.active.saturating_sub(1);
+        self.active.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// What one connection should hold now.
     pub(crate) fn share(&self) -> u64 {
-        let state = self.state.take();
-        (state.total / state.active.max(1)).clamp(CREDIT_BYTES_LEAST, WINDOW_BYTES_MAX.min(state.total))
+        let active = u64::try_from(self.active.load(Ordering::Relaxed)).unwrap_or(u64::MAX).max(1);
+        (self.total / active).clamp(CREDIT_BYTES_LEAST, WINDOW_BYTES_MAX.min(self.total))
     }
 
     /// Takes up to `bytes`, and nothing when less than the least credit is free. `wake` is called when there is more.
@@ -54,7 +62,7 @@ impl Budget {
         let mut state = self.state.take();
         let taken = bytes.min(state.free);
         if taken < bytes.min(CREDIT_BYTES_LEAST) {
-            state.waiting.push(Arc::downgrade(wake));
+            state.waiting.push_back(Arc::downgrade(wake));
             return 0;
         }
         state.free -= taken;
@@ -64,21 +72,23 @@ impl Budget {
     /// Gives `bytes` back. It may be called under a lock: who waits is woken by [`Budget::wake_waiting`].
     pub(crate) fn give_back(&self, bytes: u64) {
         let mut state = self.state.take();
-        state.free = state.total.min(state.free + bytes);
+        state.free = self.total.min(state.free + bytes);
     }
 
-    /// Wakes whoever found nothing free, when there is something now. To be called without a lock held.
+    /// Wakes whoever found nothing free, one after the other, while there is something. To be called without a lock held.
     pub(crate) fn wake_waiting(&self) {
-        let waiting = {
-            let mut state = self.state.take();
-            if state.free < CREDIT_BYTES_LEAST {
-                Vec::new()
-            } else {
-                std::mem::take(&mut state.waiting)
+        loop {
+            let next = {
+                let mut state = self.state.take();
+                if state.free < CREDIT_BYTES_LEAST {
+                    return;
+                }
+                state.waiting.pop_front()
+            };
+            match next {
+                Some(next) => next.upgrade().iter().for_each(|wake| wake()),
+                None => return,
             }
-        };
-        for wake in waiting.iter().filter_map(Weak::upgrade) {
-            wake();
         }
     }
 
@@ -86,7 +96,7 @@ impl Budget {
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn is_whole(&self) -> bool {
         let state = self.state.take();
-        state.free == state.total && state.active == 0 && *self.commits.take() == 0
+        state.free == self.total && self.active.load(Ordering::Relaxed) == 0 && *self.commits.take() == 0
     }
 
     /// Whether somebody may find nothing free.

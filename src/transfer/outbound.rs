@@ -13,8 +13,8 @@ use super::pace::Pace;
 use super::window::Window;
 use super::{Direction, Kind, Listed, Receipt, Report, TransferFailure, TransferId, TransferIds};
 use crate::config::{
-    block_bytes, BLOCK_BYTES_LEAST, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, OFFER_PATH_BYTES, OPEN_TRANSFERS_MAX,
-    OUTCOMES_DUE_MAX, RELAYS_MAX, RELAY_NICKNAMES_BYTES_MAX, REQUESTS_MAX, SUMS_PER_FRAME, TREE_STEP,
+    block_bytes, BLOCK_BYTES_LEAST, CHUNK_BYTES_MAX, OFFER_PATH_BYTES, OPEN_TRANSFERS_MAX, OUTCOMES_DUE_MAX,
+    RELAYS_MAX, RELAY_NICKNAMES_BYTES_MAX, REQUESTS_MAX, SUMS_PER_FRAME, TREE_STEP,
 };
 use crate::error::{Error, Refusal, Result};
 use crate::name::SafePath;
@@ -1143,14 +1143,14 @@ impl Link {
         }
         let credit = self.credit.saturating_sub(self.sent);
         let wanted = self.window.chunk_bytes().min(self.chunk_bytes_max).min(self.pace.chunk_bytes());
-        // A crumb waits until it is half a chunk: what is under way will be acknowledged.
-        let room = Some(self.window.room()).filter(|&room| room >= wanted / 2).unwrap_or(0).min(credit);
-        let least = u64::try_from(CHUNK_BYTES_LEAST).unwrap_or(u64::MAX).min(wanted);
-        if room < least {
+        let room = self.window.room().min(credit);
+        // A crumb waits until it is a chunk, as long as what is under way will be acknowledged.
+        let shortest = if self.window.in_flight() > 0 { wanted } else { Window::CHUNK_LEAST.min(wanted) };
+        if room < shortest {
             0
         } else {
             let length = wanted.min(room);
-            length - length % least
+            length - length % Window::CHUNK_LEAST.min(length)
         }
     }
 }

@@ -9,9 +9,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::config::{
-    CHUNKS_MAX, CHUNK_BYTES_LEAST, WINDOW_BYTES_LEAST, WINDOW_BYTES_MAX, WINDOW_QUEUE, WINDOW_QUEUE_BYTES_MAX,
-};
+use crate::config::{CHUNKS_MAX, WINDOW_BYTES_LEAST, WINDOW_BYTES_MAX, WINDOW_QUEUE, WINDOW_QUEUE_BYTES_MAX};
 
 /// The measured window of one connection.
 pub(crate) struct Window {
@@ -40,6 +38,9 @@ enum Start {
 }
 
 impl Window {
+    /// Chunks are as long at least, or as many times as long, where there is so much.
+    pub(crate) const CHUNK_LEAST: u64 = 16 * 1024;
+
     pub(crate) fn new() -> Window {
         let start = Start::Doubling { best_rate: 0.0, round_ends: 0, rounds_without_gain: 0 };
         let flights = VecDeque::new();
@@ -64,8 +65,7 @@ impl Window {
 
     /// The largest chunk that suits the window: a quarter of it, in whole pages.
     pub(crate) fn chunk_bytes(&self) -> u64 {
-        let least = u64::try_from(CHUNK_BYTES_LEAST).unwrap_or(u64::MAX);
-        (self.bytes / 4 / least).max(1) * least
+        (self.bytes / 4 / Window::CHUNK_LEAST).max(1) * Window::CHUNK_LEAST
     }
 
     /// Bytes sent and not acknowledged.
@@ -146,7 +146,7 @@ mod tests {
         while now < end {
             loop {
                 let chunk = window.chunk_bytes().min(1024 * 1024);
-                if window.room() < chunk / 2 {
+                if window.room() < chunk {
                     break;
                 }
                 window.sent(chunk, now);
