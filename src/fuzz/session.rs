@@ -339,7 +339,7 @@ impl Script {
             25 => Message::Goodbye(Goodbye::Done),
             26 => return Said::act(session, |session| session.close(Goodbye::Done)),
             27 => return Said::act(session, |session| session.dismiss(Goodbye::Removed)),
-            28 => return Said::act(session, |session| session.announce(Presence::Left(Nickname::counted(3)))),
+            28 => return Said::act(session, |session| session.announce([Presence::Left(Nickname::counted(3))])),
             29 => return Said::act(session, |session| session.name(Nickname::counted(4))),
             30 => {
                 let owner = Arc::clone(&self.owner);

@@ -234,9 +234,10 @@ impl Hub {
             return;
         }
         self.events.push_when_there_is_room(Event::Joined(info.nickname.clone()));
-        for member in self.room_but(info.id) {
-            member.session.announce(Presence::Joined(info.nickname.clone()));
-            session.announce(Presence::Joined(member.info.nickname.clone()));
+        let there = self.room_but(info.id);
+        session.announce(there.iter().map(|member| Presence::Joined(member.info.nickname.clone())));
+        for member in there {
+            member.session.announce([Presence::Joined(info.nickname.clone())]);
         }
     }
 
@@ -291,7 +292,7 @@ impl Hub {
         if info.in_room {
             self.events.push_when_there_is_room(Event::Left(info.nickname.clone()));
             for member in self.room_but(id) {
-                member.session.announce(Presence::Left(info.nickname.clone()));
+                member.session.announce([Presence::Left(info.nickname.clone())]);
             }
         }
         self.events.push_when_there_is_room(Event::PeerDisconnected { peer: info.clone(), error });
@@ -410,7 +411,7 @@ impl Hub {
         }
         if in_room && from != to {
             for member in self.room_but(id) {
-                member.session.announce(Presence::Renamed { from: from.clone(), to: to.clone() });
+                member.session.announce([Presence::Renamed { from: from.clone(), to: to.clone() }]);
             }
             self.events.push_when_there_is_room(Event::Renamed { from, to });
         }
@@ -496,7 +497,9 @@ impl Hub {
 
     fn room_but(&self, id: u32) -> Vec<Arc<Member>> {
         let state = self.state.take();
-        state.members.values().filter(|member| member.info.in_room && member.info.id != id).cloned().collect()
+        let mut members = Vec::with_capacity(state.members.len());
+        members.extend(state.members.values().filter(|member| member.info.in_room && member.info.id != id).cloned());
+        members
     }
 
     /// Of who has that nickname in the room.

@@ -178,7 +178,7 @@ impl Session {
     }
 
     /// Tells who came or left; nothing where the session has ended.
-    pub(crate) fn announce(&self, presence: Presence) {
+    pub(crate) fn announce(&self, presence: impl IntoIterator<Item = Presence>) {
         self.turn.take().announce(presence);
         self.flush();
     }

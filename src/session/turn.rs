@@ -97,10 +97,9 @@ impl Turn {
         self.pong = Some(token);
     }
 
-    pub(super) fn announce(&mut self, presence: Presence) {
-        if self.presence.len() < PRESENCE_MAX {
-            self.presence.push_back(presence);
-        }
+    pub(super) fn announce(&mut self, presence: impl IntoIterator<Item = Presence>) {
+        let room = PRESENCE_MAX.saturating_sub(self.presence.len());
+        self.presence.extend(presence.into_iter().take(room));
     }
 
     /// A text came; gives its place on this connection, from 1.
@@ -176,6 +175,7 @@ impl Session {
         turn.taken = true;
         loop {
             let mut out = std::mem::take(&mut turn.rest);
+            out.reserve(2048);
             self.gather(&mut turn, &mut out);
             if out.is_empty() {
                 if self.wants_writer(&turn) {
