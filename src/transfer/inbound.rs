@@ -81,6 +81,9 @@ struct Files {
     waiting: VecDeque<u32>,
     /// Small files that are begun: each holds a partial.
     small: BTreeSet<u32>,
+    /// Open ones that are no directories, and directories that wait for their end.
+    plain: usize,
+    directories: VecDeque<u32>,
 }
 
 impl Files {
@@ -407,6 +410,7 @@ impl Inner {
             Ok(None) => refusal,
             Err(refusal) => Some(refusal),
         };
+        files.plain += usize::from(kind != Kind::Directory);
         files.open.insert(number, file);
         if let Some(refusal) = refusal {
             return self.refuse(files, number, Failure { refusal, cause: None });
@@ -449,6 +453,10 @@ impl Inner {
     /// Answers an offer: there already, SEND, or REFUSED.
     fn begin(self: &Arc<Self>, files: &mut Files, number: u32) {
         let Some(file) = files.open.get_mut(&number) else { return };
+        // PROTOCOL 5.6: what comes into it would change its time.
+        if file.kind == Kind::Directory && files.plain > 0 {
+            return files.directories.push_back(number);
+        }
         if let (None, Some(pipe)) = (&file.passage, &self.context.pipe) {
             return self.begin_piping(files, number, pipe);
         }
@@ -905,6 +913,10 @@ impl Inner {
                 files.large += 1;
                 self.settle(files, next);
             }
+        }
+        files.plain -= usize::from(file.kind != Kind::Directory);
+        if files.plain == 0 {
+            std::mem::take(&mut files.directories).into_iter().for_each(|directory| self.begin(files, directory));
         }
     }
 

@@ -46,15 +46,13 @@ struct Sums {
 
 struct State {
     files: BTreeMap<TransferId, Outgoing>,
-    /// How many of them are no directories.
-    plain: usize,
     /// Not offered on this connection yet, in order.
     waiting: VecDeque<TransferId>,
     /// Trees that are not walked through yet, with the transfer of their top.
     trees: VecDeque<(TransferId, Tree)>,
     /// The tree that is walked through right now.
     walking: Option<TransferId>,
-    /// Directories not offered yet, in order. They wait until every file has ended, so that nothing changes their times.
+    /// Directories not offered yet, in order. They follow all files.
     directories: VecDeque<TransferId>,
     /// Answered with SEND and not finished: larger ones in turn, and small ones one after the other.
     sending: VecDeque<TransferId>,
@@ -140,7 +138,6 @@ impl Outbound {
     ) -> Outbound {
         let state = State {
             files: BTreeMap::new(),
-            plain: 0,
             waiting: VecDeque::new(),
             trees: VecDeque::new(),
             walking: None,
@@ -391,7 +388,7 @@ impl Outbound {
             state.directories.clear();
             state.sending.clear();
             state.sending_small.clear();
-            (state.plain, state.outcomes) = (0, 0);
+            state.outcomes = 0;
             std::mem::take(&mut state.files)
         };
         for (_, file) in files {
@@ -906,7 +903,6 @@ impl State {
     }
 
     fn insert(&mut self, file: Outgoing) {
-        self.plain += usize::from(!file.is_directory());
         self.count(file.request(), |asked| asked.open += 1);
         self.files.insert(file.id, file);
     }
@@ -939,7 +935,6 @@ impl State {
             }
         }
         let files = &self.files;
-        self.plain = files.values().filter(|file| !file.is_directory()).count();
         self.trees.retain(|(top, _)| files.contains_key(top));
     }
 
@@ -953,9 +948,9 @@ impl State {
         self.directories = inner.iter().chain(&tops).map(|file| file.id).filter(walked).collect();
     }
 
-    /// Whether nothing but directories is left to send.
+    /// Whether nothing but directories is left to offer.
     fn is_down_to_directories(&self) -> bool {
-        self.plain == 0 && self.trees.is_empty() && self.walking.is_none()
+        self.waiting.is_empty() && self.trees.is_empty() && self.walking.is_none()
     }
 
     /// The file that a number of this connection stands for, `None` when it has ended.
@@ -977,7 +972,6 @@ impl State {
     /// Forgets a file; the queues pass over what is not there.
     fn remove(&mut self, id: TransferId) -> Option<Outgoing> {
         let file = self.files.remove(&id)?;
-        self.plain -= usize::from(!file.is_directory());
         if !matches!(file.phase, Phase::Waiting) {
             self.outcomes = self.outcomes.saturating_sub(file.outcomes_due());
         }

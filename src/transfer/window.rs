@@ -105,8 +105,8 @@ impl Window {
     /// While something waits on the way it grows to `waiting_max` at most.
     fn grow(&mut self, bytes: u64, sample: f64, is_waiting: bool, waiting_max: u64) {
         let Start::Doubling { best_rate, round_ends, rounds_without_gain } = &mut self.start else { return };
-        // It doubles; twice while nothing waits on the way, as on a long line that is nearly empty.
-        let (factor, most) = if is_waiting { (1, waiting_max.max(self.bytes)) } else { (3, WINDOW_BYTES_MAX) };
+        // It doubles; three times while nothing waits on the way, as on a long line that is nearly empty.
+        let (factor, most) = if is_waiting { (1, waiting_max.max(self.bytes)) } else { (7, WINDOW_BYTES_MAX) };
         self.bytes = (self.bytes + factor * bytes).min(most).min(WINDOW_BYTES_MAX);
         if self.acknowledged < *round_ends {
             return;
