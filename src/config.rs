@@ -134,8 +134,9 @@ pub const WINDOW_QUEUE: Duration = Duration::from_millis(30);
 pub const WINDOW_QUEUE_BYTES_MAX: u64 = 3 * 1024 * 1024;
 /// The least share of the receive budget that a connection with an open transfer gets.
 pub const CREDIT_BYTES_LEAST: u64 = if IS_FUZZED { 1024 } else { 64 * 1024 };
-/// A connection keeps the buffers of its chunks for the next ones, and reads in larger pieces, where its share of the receive
-/// budget is so much.
+/// Buffers of chunks that a connection keeps for the next ones.
+pub const SPARES_MAX: usize = 4;
+/// It keeps one for each so much of its share of the receive budget, and reads in larger pieces where it has so much.
 pub const SPARE_SHARE_LEAST: u64 = 2 * 1024 * 1024;
 /// Texts and control waiting for a slow reader: at once, it is cut.
 pub const OUTBOX_BYTES_MAX: usize = MIB;

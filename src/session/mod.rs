@@ -258,7 +258,7 @@ impl Session {
             }
             has_deadline = due.is_some();
             reader.let_grow(self.inbound.is_roomy());
-            if let Some(spare) = self.inbound.take_spare() {
+            if let Some(spare) = self.inbound.take_spare(reader.has_spare()) {
                 reader.recycle(spare);
             }
             match reader.read() {

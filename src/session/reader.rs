@@ -101,6 +101,11 @@ impl FrameReader {
         self.start == self.end && self.decoder.is_between_frames()
     }
 
+    /// Whether it has a buffer for the next chunk.
+    pub(crate) fn has_spare(&self) -> bool {
+        self.decoder.has_spare()
+    }
+
     /// Gives a buffer whose memory the next chunk takes.
     pub(crate) fn recycle(&mut self, buffer: Vec<u8>) {
         self.decoder.recycle(buffer);

@@ -15,7 +15,9 @@ use super::ledger::Ledger;
 use super::{
     Arrived, Direction, Kind, Receipt, Relaying, Report, RequestId, Requests, TransferFailure, TransferIds, Way,
 };
-use crate::config::{CHUNK_BYTES_LEAST, OPEN_TRANSFERS_MAX, RELAYS_MAX, SMALL_FILES_BEGUN_MAX, SPARE_SHARE_LEAST};
+use crate::config::{
+    CHUNK_BYTES_LEAST, OPEN_TRANSFERS_MAX, RELAYS_MAX, SMALL_FILES_BEGUN_MAX, SPARES_MAX, SPARE_SHARE_LEAST,
+};
 use crate::error::{Error, Refusal, Result};
 use crate::name::SafePath;
 use crate::storage::{Committed, Existing, Failure, Meta, Pipe, Store};
@@ -237,9 +239,14 @@ impl Inbound {
         self.inner.context.budget.share() >= SPARE_SHARE_LEAST
     }
 
-    /// A buffer whose memory the next chunk may take.
-    pub(crate) fn take_spare(&self) -> Option<Vec<u8>> {
-        self.inner.spares.take().pop()
+    /// A buffer whose memory the next chunk may take, for a reader that may have one; an empty one for it to let go of that.
+    pub(crate) fn take_spare(&self, has_one: bool) -> Option<Vec<u8>> {
+        let mut spares = self.inner.spares.take();
+        let lets_go = spares.last().is_some_and(|spare| spare.capacity() == 0);
+        if has_one && !lets_go {
+            return None;
+        }
+        spares.pop()
     }
 
     /// PROTOCOL 1.5: data came damaged.
@@ -584,9 +591,13 @@ impl Inner {
         if files.open.is_empty() {
             // The reader lets go of its own for this.
             *spares = vec![Vec::new()];
-        } else if spares.is_empty() && self.context.budget.share() >= SPARE_SHARE_LEAST {
+        } else if spares.len() < self.spares_max() {
             spares.push(buffer);
         }
+    }
+
+    fn spares_max(&self) -> usize {
+        usize::try_from(self.context.budget.share() / SPARE_SHARE_LEAST).unwrap_or(SPARES_MAX).min(SPARES_MAX)
     }
 
     fn chunk(self: &Arc<Self>, files: &mut Files, chunk: &Chunk) -> Result<()> {

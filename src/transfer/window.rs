@@ -40,6 +40,8 @@ enum Start {
 impl Window {
     /// Chunks are as long at least, or as many times as long, where there is so much.
     pub(crate) const CHUNK_LEAST: u64 = 16 * 1024;
+    /// Long ones are as many times as long.
+    const CHUNK_STEP: u64 = 256 * 1024;
 
     pub(crate) fn new() -> Window {
         let start = Start::Doubling { best_rate: 0.0, round_ends: 0, rounds_without_gain: 0 };
@@ -63,9 +65,12 @@ impl Window {
         self.bytes.saturating_sub(self.in_flight())
     }
 
-    /// The largest chunk that suits the window: a quarter of it, in whole pages.
+    /// The largest chunk that suits the window: a quarter of it, in whole pages, and one of few lengths, so that the receiver's
+    /// buffers fit again.
     pub(crate) fn chunk_bytes(&self) -> u64 {
-        (self.bytes / 4 / Window::CHUNK_LEAST).max(1) * Window::CHUNK_LEAST
+        let most = self.bytes / 4;
+        let step = if most >= 2 * Window::CHUNK_STEP { Window::CHUNK_STEP } else { Window::CHUNK_LEAST };
+        (most / step).max(1) * step
     }
 
     /// Bytes sent and not acknowledged.

@@ -90,6 +90,12 @@ impl Decoder {
         self.head_filled == 0
     }
 
+    /// Whether the next chunk's data takes memory that was given.
+    #[must_use]
+    pub fn has_spare(&self) -> bool {
+        self.spare.capacity() > 0
+    }
+
     /// Gives a buffer whose memory the next chunk's data takes.
     pub fn recycle(&mut self, buffer: Vec<u8>) {
         self.spare = buffer;
@@ -246,7 +252,12 @@ impl Decoder {
         let tail_bytes = usize::try_from(length).unwrap_or(usize::MAX).saturating_sub(head.len() - PREFIX_BYTES);
         let reuses = frame_type == layout::CHUNK;
         let mut data = if reuses { std::mem::take(&mut self.spare) } else { Vec::new() };
-        data.resize(tail_bytes, 0);
+        if data.capacity() < tail_bytes {
+            // Nothing of what it holds is worth moving.
+            data = vec![0; tail_bytes];
+        } else {
+            data.resize(tail_bytes, 0);
+        }
         self.tail = Some(Tail { head_bytes: head.len(), data, filled: 0 });
         Ok(())
     }
