@@ -255,6 +255,8 @@ pub const CONNECTION_BYTES_MAX: usize = 512 * KIB;
 pub const READ_BUFFER_BYTES: usize = 4 * KIB;
 /// The same while texts and small files come faster than they are read.
 pub const READ_BUFFER_BYTES_MAX: usize = 32 * KIB;
+/// Offers and small files are gathered for one write until there is so much: the other side is to have something to do soon.
+pub const WRITE_BYTES: usize = 32 * KIB;
 /// The rest of a tail that is so long is read straight into its own place.
 pub const READ_DIRECT_LEAST: usize = 8 * KIB;
 

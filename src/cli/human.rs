@@ -107,7 +107,7 @@ pub fn why(why: Skipped) -> &'static str {
 }
 
 /// A tree's directories are no news.
-fn of_kind(receipt: &Receipt) -> Level {
+pub fn of_kind(receipt: &Receipt) -> Level {
     if receipt.kind == Kind::Directory {
         Level::Detail
     } else {

@@ -145,6 +145,8 @@ impl Printer {
                 }
             }
             Event::Named(nickname) if self.run == Run::Room => self.say(Level::Notice, &format!("you are {nickname}")),
+            // Thousands of small files would each be put into words for nobody.
+            Event::Sent(receipt) | Event::Received(receipt) if human::of_kind(receipt) > self.output.level => {}
             event => {
                 if let Some((level, line)) = human::event(event) {
                     self.say_object(level, &line, || json::event(event));

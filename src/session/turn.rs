@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Session;
-use crate::config::{CHUNK_BYTES_MAX, REFUSED_TIMEOUT, TEXTS_ACKNOWLEDGED_TOGETHER};
+use crate::config::{REFUSED_TIMEOUT, TEXTS_ACKNOWLEDGED_TOGETHER, WRITE_BYTES};
 use crate::error::{Error, Goodbye, Refusal};
 use crate::name::Nickname;
 use crate::wire::{Message, Presence, Subject};
@@ -247,7 +247,7 @@ impl Session {
             let has_ended = turn.said_goodbye() || turn.has_refused;
             drop(turn);
             if out.is_empty() && !has_ended {
-                while out.len() < CHUNK_BYTES_MAX / 4 && self.mailbox.files.fill(&mut out) {}
+                while out.len() < WRITE_BYTES && self.mailbox.files.fill(&mut out) {}
             }
             if !out.is_empty() {
                 if self.write_all(&out).is_err() {
