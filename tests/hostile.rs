@@ -517,6 +517,28 @@ fn a_client_may_ask_for_the_data_of_four_larger_files_at_once() {
 }
 
 #[test]
+fn a_small_file_that_is_wanted_again_keeps_nobody_waiting() {
+    let scratch = Scratch::new();
+    (1..=2).for_each(|number| drop(scratch.file(&format!("share/d/f{number}"), 1000, number)));
+    let server = Server::start(&["--share", &scratch.path("share")]);
+    let (mut stream, mut frames, mut decoder) = session(&server.address(), &peer(1));
+    let mut says = |messages: &[Message]| stream.write_all(&bytes(messages)).unwrap();
+    let mut message = || match frames.next(&mut decoder) {
+        Some(Frame::Message(message)) => message,
+        other => panic!("{other:?}"),
+    };
+    says(&[Message::Get { request: 1, from: None, path: b"d".to_vec() }]);
+    while !matches!(message(), Message::Offer(Offer { transfer: 2, .. })) {}
+    let send = |transfer| Message::Send { transfer, have: 0, credit: 1 << 20 };
+    says(&[send(1)]);
+    while !matches!(message(), Message::Finish { transfer: 1, .. }) {}
+    says(&[Message::Repair { transfer: 1, offset: 0, length: 1000 }]);
+    while !matches!(message(), Message::Chunk(Chunk { transfer: 1, .. })) {}
+    says(&[send(2)]);
+    while !matches!(message(), Message::Finish { transfer: 2, .. }) {}
+}
+
+#[test]
 fn small_files_that_are_begun_and_left_hold_few_descriptors() {
     const FILES: u32 = 200;
     let scratch = Scratch::new();

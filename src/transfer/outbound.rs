@@ -54,7 +54,7 @@ struct State {
     walking: Option<TransferId>,
     /// Directories not offered yet, in order. They follow all files.
     directories: VecDeque<TransferId>,
-    /// Answered with SEND and not finished: larger ones in turn, and small ones one after the other.
+    /// Answered with SEND and not finished: small ones one after the other, the others, and what is asked for again, in turn.
     sending: VecDeque<TransferId>,
     sending_small: VecDeque<TransferId>,
     /// Which of the two had the last turn.
@@ -719,7 +719,8 @@ impl Outbound {
             Content::File(origin) if have > 0 => Some((origin.clone(), file.offered.clone())),
             _ => None,
         };
-        state.line_of(id).push_back(id);
+        let line = if file.is_small() { &mut state.sending_small } else { &mut state.sending };
+        line.push_back(id);
         drop(state);
         if let Some((origin, offered)) = begun {
             let this = Arc::downgrade(self);
@@ -814,9 +815,9 @@ impl Outbound {
         };
         let end = if is_stream { sending.reached() } else { size };
         sending.repair(end, offset, length)?;
-        let line = state.line_of(id);
-        if !line.contains(&id) {
-            line.push_back(id);
+        // A small one has left its line, where each waits for the one before it, and does not come back there.
+        if !state.sending.contains(&id) && !state.sending_small.contains(&id) {
+            state.sending.push_back(id);
         }
         Ok(())
     }
@@ -1012,15 +1013,6 @@ impl State {
     /// Those that may have a step to do: a small file waits for the one before it.
     fn lines(&self) -> impl Iterator<Item = TransferId> + '_ {
         self.sending.iter().chain(self.sending_small.front()).copied()
-    }
-
-    /// Where a file takes its turn.
-    fn line_of(&mut self, id: TransferId) -> &mut VecDeque<TransferId> {
-        if self.files.get(&id).is_some_and(Outgoing::is_small) {
-            &mut self.sending_small
-        } else {
-            &mut self.sending
-        }
     }
 
     /// The next piece of work: offers first, so that small files share a round trip; then the transfers in turn, each with
