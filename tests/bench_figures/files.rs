@@ -102,6 +102,14 @@ fn small_file_tree(scratch: &Scratch, count: u64) -> String {
     tree
 }
 
+fn by_nc<'a>(file: &'a str, into: &'a str) -> Contender<'a> {
+    Contender::new("nc", move || {
+        let nc = OneShot::nc(into);
+        let port = nc.port;
+        timed(None, || nc.take_from_nc(file, port))
+    })
+}
+
 fn took(who: &str, time: f64) -> String {
     format!("{who} {}", seconds(time))
 }
@@ -115,11 +123,7 @@ pub fn throughput(bench: &Bench) -> Measured {
     let arguments = ["--file", &file];
     let mut contenders = [
         ours(&server, server.address(), &arguments),
-        Contender::new("nc", || {
-            let nc = OneShot::nc(&into);
-            let port = nc.port;
-            timed(None, || nc.take_from_nc(&file, port))
-        }),
+        by_nc(&file, &into),
         Contender::new("socat", || {
             let socat = OneShot::socat(&into);
             timed(None, || socat.take_from_socat(&file))
@@ -294,14 +298,7 @@ pub fn one_small_file(bench: &Bench) -> Measured {
     let into = format!("{inbox}/file");
     let server = server(&["--dir", &inbox]);
     let arguments = ["--file", &file];
-    let mut contenders = [
-        ours(&server, server.address(), &arguments),
-        Contender::new("nc", || {
-            let nc = OneShot::nc(&into);
-            let port = nc.port;
-            timed(None, || nc.take_from_nc(&file, port))
-        }),
-    ];
+    let mut contenders = [ours(&server, server.address(), &arguments), by_nc(&file, &into)];
     // So short that it takes more of them to tell.
     let often = Bench { rounds: bench.rounds * 10, ..*bench };
     let costs = compare(&often, &file, &inbox, &mut contenders);
