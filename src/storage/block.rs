@@ -18,7 +18,7 @@ pub(super) fn block_crc(file: &File, size: u64, index: u64, buffer: &mut Vec<u8>
 /// # Errors
 /// `UnexpectedEof` where the file is shorter, besides what reading says.
 pub(super) fn crc(file: &File, mut offset: u64, length: u64, buffer: &mut Vec<u8>) -> io::Result<u32> {
-    buffer.resize(READ_BYTES, 0);
+    buffer.resize(usize::try_from(length).unwrap_or(READ_BYTES).min(READ_BYTES), 0);
     let mut hasher = crc32fast::Hasher::new();
     let end = offset + length;
     while offset < end {
