@@ -1007,7 +1007,9 @@ impl State {
         let length_max = link.length_max();
         !link.ready.is_empty()
             || (has_offers && link.may_offer() && !self.is_held_back())
-            || self.lines().any(|id| self.files.get(&id).is_none_or(|file| file.step(length_max).is_some()))
+            || self
+                .lines()
+                .any(|id| self.files.get(&id).is_none_or(|file| file.has_ended() || file.step(length_max).is_some()))
     }
 
     /// Those that may have a step to do: a small file waits for the one before it.
@@ -1047,7 +1049,7 @@ impl State {
         self.was_small = false;
         for _ in 0..self.sending.len() {
             let id = self.sending.pop_front()?;
-            let Some(file) = self.files.get(&id) else { continue };
+            let Some(file) = self.files.get(&id).filter(|file| !file.has_ended()) else { continue };
             match file.step(length_max) {
                 // It leaves the turn; a REPAIR brings it back.
                 Some(Step::Finish) => return Some(file.finish_work()),
@@ -1068,7 +1070,8 @@ impl State {
     fn pick_small(&mut self, length_max: u64) -> Option<Work> {
         self.was_small = true;
         while let Some(&id) = self.sending_small.front() {
-            match self.files.get(&id).map(|file| (file, file.step(length_max))) {
+            let file = self.files.get(&id).filter(|file| !file.has_ended());
+            match file.map(|file| (file, file.step(length_max))) {
                 Some((file, Some(Step::Chunk { offset, length }))) => return file.chunk_work(offset, length),
                 Some((_, None)) => return None,
                 Some((file, Some(Step::Finish))) => {

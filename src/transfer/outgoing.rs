@@ -210,6 +210,11 @@ impl Outgoing {
         self.content.kind() == Kind::File && self.offered.size <= BLOCK_BYTES_LEAST
     }
 
+    /// Whether nothing more of it goes to the other side, which hands it on.
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(self.phase, Phase::Relaying(_))
+    }
+
     /// The next step, with at most `length_max` bytes; `None` while there is only waiting.
     pub(super) fn step(&self, length_max: u64) -> Option<Step> {
         let Phase::Sending(sending) = &self.phase else { return None };
