@@ -210,6 +210,8 @@ impl Hub {
             let me = self.introduction(state.members.len() + 1);
             let inbound = self.inbound(called.clone(), address, peer.run, &mailbox, &me);
             let context = SessionContext { mailbox, owner, inbound };
+            // As many as send chunks at once may have them read and waiting for the socket.
+            let peer = wire::Peer { chunk_bytes: peer.chunk_bytes.min(me.chunk_bytes), ..peer };
             let session = Session::new(Arc::clone(conn), peer, context);
             state.add(Member { info: info.clone(), called, session: Arc::clone(&session) });
             if state.pending.len() < RUNS_REMEMBERED {
@@ -672,6 +674,10 @@ pub(crate) fn encode_text(text: wire::Text) -> (Arc<[u8]>, usize) {
 pub(crate) fn introduction(run: RunId, config: &Config, takes_files: bool, peers: usize) -> wire::Peer {
     let limit = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
     let memory = config.max_memory / 4;
+    let chunk_bytes_max = (config.max_memory / 32).clamp(CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX);
+    // The credit bounds what they hold together, but for what was under way to a transfer that has ended, and many long chunks
+    // are hard to find room for.
+    let chunk_bytes_among_many = config.max_memory / 1024;
     wire::Peer {
         run,
         in_room: config.join_room,
@@ -679,8 +685,9 @@ pub(crate) fn introduction(run: RunId, config: &Config, takes_files: bool, peers
         relays: false,
         text_bytes: limit(TEXT_BYTES_MAX),
         text_window_bytes: limit(TEXT_WINDOW_BYTES.min(config.read_buffer_bytes)),
-        // However many they are: the credit bounds them together.
-        chunk_bytes: limit((config.max_memory / 32).clamp(CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX)),
+        chunk_bytes: limit(
+            (memory / peers.max(1)).max(chunk_bytes_among_many).clamp(CHUNK_BYTES_LEAST, chunk_bytes_max),
+        ),
         offers: limit(memory / OFFER_BYTES / peers.max(1)).clamp(OFFERS_LEAST, OFFERS_MAX),
         nickname: config.nick.clone(),
     }

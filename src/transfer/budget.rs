@@ -62,7 +62,10 @@ impl Budget {
         let mut state = self.state.take();
         let taken = bytes.min(state.free);
         if taken < bytes.min(CREDIT_BYTES_LEAST) {
-            state.waiting.push_back(Arc::downgrade(wake));
+            let wake = Arc::downgrade(wake);
+            if !state.waiting.iter().any(|waiting| waiting.ptr_eq(&wake)) {
+                state.waiting.push_back(wake);
+            }
             return 0;
         }
         state.free -= taken;
