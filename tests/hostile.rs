@@ -14,6 +14,7 @@ mod common;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -516,6 +517,33 @@ fn a_client_may_ask_for_the_data_of_four_larger_files_at_once() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[test]
+fn thousands_that_wait_for_a_place_may_all_be_refused() {
+    let scratch = Scratch::new();
+    let server = Server::start(&["--dir", &scratch.directory("inbox"), "--max-file", "1M"]);
+    let (mut stream, mut frames, mut decoder) = session(&server.address(), &peer(1));
+    let mut message = || match frames.next(&mut decoder) {
+        Some(Frame::Message(message)) => message,
+        other => panic!("{other:?}"),
+    };
+    let offers = |numbers: RangeInclusive<u32>, size| -> Vec<Message> {
+        numbers
+            .map(|n| Message::Offer(Offer { content_crc: 0, ..offer(n, size, format!("f{n}").as_bytes()) }))
+            .collect()
+    };
+    let open = u32::try_from(OPEN_TRANSFERS_MAX).unwrap();
+    stream.write_all(&bytes(&offers(1..=open, 1 << 20))).unwrap();
+    (0..open).for_each(|_| assert!(matches!(message(), Message::Send { .. })));
+    stream.write_all(&bytes(&offers(open + 1..=4090, 2 << 20))).unwrap();
+    // All that came before is taken in.
+    stream.write_all(&bytes(&[Message::Ping(1)])).unwrap();
+    while !matches!(message(), Message::Pong(1)) {}
+    stream.write_all(&bytes(&[Message::Cancel { transfer: 1, reason: CancelReason::GivenUp }])).unwrap();
+    let last = Subject::Transfer(4090);
+    while !matches!(message(), Message::Refused { subject, refusal: Refusal::TooBig(_) } if subject == last) {}
+    client(&["--to", &server.address(), "--text", "honest"]).assert_code(0);
 }
 
 #[test]

@@ -6,8 +6,9 @@ mod common;
 #[path = "tools/proxy.rs"]
 mod proxy;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
 
 use common::{assert_same_file, client, client_spawn, until, Run, Running, Scratch, Server, Signal};
 use postwire::config::RELAYED_MAX;
@@ -111,6 +112,29 @@ fn trees_and_streams_go_on_too() {
     common::client_fed(&["--to", &address, "--for", "b7", "--file", "-", "--as", "s.bin"], &input).assert_code(0);
     assert_same_file(net.path("tree/a/large"), net.path("b7/s.bin"));
     net.wait_until_nothing_is_kept();
+}
+
+#[test]
+fn directories_go_on_after_the_last_file_in_them() {
+    let net = Net::new(&["--no-fsync"]);
+    let boards = ["b0", "b1", "b2"].map(|nick| net.board(nick, &["--no-fsync"]));
+    let then = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    for tree in 0..10 {
+        let top = net.scratch.directory(&format!("tree{tree}"));
+        for number in 0..200 {
+            net.scratch.directory(&format!("tree{tree}/e{number}"));
+        }
+        let inner = (0..12).map(|number| format!("tree{tree}/d{number}"));
+        for (number, inner) in (0..).zip(inner.clone()) {
+            net.scratch.file(&format!("{inner}/f"), 10, number);
+            File::open(net.path(&inner)).unwrap().set_modified(then).unwrap();
+        }
+        net.send(&["--for", "*", "--file", &top]).assert_code(0);
+        for (board, inner) in (0..boards.len()).flat_map(|board| inner.clone().map(move |inner| (board, inner))) {
+            let modified = fs::metadata(net.path(&format!("b{board}/{inner}"))).unwrap().modified().unwrap();
+            assert_eq!(modified, then, "{inner} at b{board}");
+        }
+    }
 }
 
 #[test]

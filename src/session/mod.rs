@@ -228,6 +228,7 @@ impl Session {
     fn read(self: &Arc<Self>, reader: &mut FrameReader, epoch: u32) -> Result<Goodbye> {
         let failed = |result: io::Result<()>| result.map_err(Error::system("set a timeout"));
         failed(self.conn.set_read_timeout(PING_AFTER))?;
+        reader.take_buffers_from(self.inbound.spares());
         let mut has_deadline = false;
         let mut progress = (Instant::now(), 0_u64);
         let mut goodbye = None;
@@ -258,9 +259,6 @@ impl Session {
             }
             has_deadline = due.is_some();
             reader.let_grow(self.inbound.is_roomy());
-            if let Some(spare) = self.inbound.take_spare(reader.has_spare()) {
-                reader.recycle(spare);
-            }
             match reader.read() {
                 Ok(0) => {
                     return match goodbye {

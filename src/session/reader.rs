@@ -101,14 +101,9 @@ impl FrameReader {
         self.start == self.end && self.decoder.is_between_frames()
     }
 
-    /// Whether it has a buffer for the next chunk.
-    pub(crate) fn has_spare(&self) -> bool {
-        self.decoder.has_spare()
-    }
-
-    /// Gives a buffer whose memory the next chunk takes.
-    pub(crate) fn recycle(&mut self, buffer: Vec<u8>) {
-        self.decoder.recycle(buffer);
+    /// The data of chunks takes the memory of buffers that `spares` gives.
+    pub(crate) fn take_buffers_from(&mut self, spares: impl FnMut() -> Option<Vec<u8>> + Send + 'static) {
+        self.decoder.take_buffers_from(spares);
     }
 
     /// Whether what comes fast may be read in larger pieces.

@@ -112,6 +112,10 @@ enum Job {
     Settled {
         number: u32,
     },
+    /// It has one of the open places now.
+    Placed {
+        number: u32,
+    },
     Chunk(Chunk),
     Damaged {
         number: u32,
@@ -239,14 +243,10 @@ impl Inbound {
         self.inner.context.budget.share() >= SPARE_SHARE_LEAST
     }
 
-    /// A buffer whose memory the next chunk may take, for a reader that may have one; an empty one for it to let go of that.
-    pub(crate) fn take_spare(&self, has_one: bool) -> Option<Vec<u8>> {
-        let mut spares = self.inner.spares.take();
-        let lets_go = spares.last().is_some_and(|spare| spare.capacity() == 0);
-        if has_one && !lets_go {
-            return None;
-        }
-        spares.pop()
+    /// Gives buffers whose memory the next chunks may take.
+    pub(crate) fn spares(&self) -> impl FnMut() -> Option<Vec<u8>> + Send + 'static {
+        let inner = Arc::downgrade(&self.inner);
+        move || inner.upgrade()?.spares.take().pop()
     }
 
     /// PROTOCOL 1.5: data came damaged.
@@ -343,6 +343,10 @@ impl Inner {
             }
             Job::Settled { number } => {
                 self.begin(&mut files, number);
+                Ok(())
+            }
+            Job::Placed { number } => {
+                self.settle(&mut files, number);
                 Ok(())
             }
             Job::Chunk(mut chunk) => {
@@ -588,10 +592,7 @@ impl Inner {
     /// Keeps a buffer for the next chunk, where few connections share the memory; and none when nothing is open.
     fn spare(&self, files: &Files, buffer: Vec<u8>) {
         let mut spares = self.spares.take();
-        if files.open.is_empty() {
-            // The reader lets go of its own for this.
-            *spares = vec![Vec::new()];
-        } else if spares.len() < self.spares_max() {
+        if !files.open.is_empty() && spares.len() < self.spares_max() {
             spares.push(buffer);
         }
     }
@@ -853,8 +854,9 @@ impl Inner {
             }
             let stored = passage.name().clone();
             self.reply_receipt(number, committed.already, resumed, &Arrived { stored, ..arrived });
-            self.end(files, number);
-            return passage.go_on();
+            // Directories wait for the end of all files, here and where they go on to.
+            passage.go_on();
+            return self.end(files, number);
         }
         let report = Receipt {
             transfer: file.id,
@@ -914,6 +916,7 @@ impl Inner {
     fn end(self: &Arc<Self>, files: &mut Files, number: u32) {
         let Some(file) = files.open.remove(&number) else { return };
         files.waiting.retain(|&other| other != number);
+        files.directories.retain(|&other| other != number);
         files.small.remove(&number);
         self.ledger.take().ended(number);
         if file.is_large() && !matches!(file.stage, Stage::Waiting) {
@@ -922,8 +925,15 @@ impl Inner {
         if files.large < OPEN_TRANSFERS_MAX {
             if let Some(next) = files.waiting.pop_front() {
                 files.large += 1;
-                self.settle(files, next);
+                if let Some(file) = files.open.get_mut(&next) {
+                    file.stage = Stage::Settling;
+                }
+                // Not at once: when it is refused it ends too, and so may thousands behind it.
+                post(&Arc::downgrade(self), Job::Placed { number: next });
             }
+        }
+        if files.open.is_empty() {
+            self.spares.take().clear();
         }
         files.plain -= usize::from(file.kind != Kind::Directory);
         if files.plain == 0 {

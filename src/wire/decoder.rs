@@ -32,14 +32,17 @@ pub struct Decoder {
     head: [u8; HEAD_BYTES_MAX],
     head_filled: usize,
     tail: Option<Tail>,
-    /// A buffer that the next tail uses.
-    spare: Vec<u8>,
+    /// See [`Decoder::take_buffers_from`].
+    spares: Option<Spares>,
     /// The type that the first frame must have; `None` after it.
     first_types: Option<&'static [u8]>,
     before_hello: bool,
     chunk_bytes_max: usize,
     error: Option<WireError>,
 }
+
+/// Gives buffers that are not needed elsewhere any more.
+type Spares = Box<dyn FnMut() -> Option<Vec<u8>> + Send>;
 
 /// A tail that is awaited.
 struct Tail {
@@ -66,7 +69,7 @@ impl Decoder {
             head: [0; HEAD_BYTES_MAX],
             head_filled: 0,
             tail: None,
-            spare: Vec::new(),
+            spares: None,
             first_types: Some(types),
             before_hello: true,
             chunk_bytes_max: CHUNK_BYTES_MAX,
@@ -90,15 +93,9 @@ impl Decoder {
         self.head_filled == 0
     }
 
-    /// Whether the next chunk's data takes memory that was given.
-    #[must_use]
-    pub fn has_spare(&self) -> bool {
-        self.spare.capacity() > 0
-    }
-
-    /// Gives a buffer whose memory the next chunk's data takes.
-    pub fn recycle(&mut self, buffer: Vec<u8>) {
-        self.spare = buffer;
+    /// The data of chunks takes the memory of buffers that `spares` gives, where it gives one.
+    pub fn take_buffers_from(&mut self, spares: impl FnMut() -> Option<Vec<u8>> + Send + 'static) {
+        self.spares = Some(Box::new(spares));
     }
 
     /// Takes bytes from `input`: tells how many, and the frame that ended there, if one did.
@@ -250,8 +247,8 @@ impl Decoder {
         self.check_frame(frame_type, length)?;
         self.first_types = None;
         let tail_bytes = usize::try_from(length).unwrap_or(usize::MAX).saturating_sub(head.len() - PREFIX_BYTES);
-        let reuses = frame_type == layout::CHUNK;
-        let mut data = if reuses { std::mem::take(&mut self.spare) } else { Vec::new() };
+        let spares = self.spares.as_mut().filter(|_| frame_type == layout::CHUNK);
+        let mut data = spares.and_then(|spares| spares()).unwrap_or_default();
         if data.capacity() < tail_bytes {
             // Nothing of what it holds is worth moving.
             data = vec![0; tail_bytes];
@@ -277,11 +274,9 @@ impl Decoder {
             if frame_type != layout::CHUNK {
                 return Err(WireError::TailCrc { frame_type, got, expected });
             }
-            let length = data.len();
-            self.spare = data;
             let (transfer, offset) = fixed.split_at(4);
             let (transfer, offset) = (BigEndian::read_u32(transfer), BigEndian::read_u64(offset));
-            return Ok(Frame::DamagedChunk { transfer, offset, length });
+            return Ok(Frame::DamagedChunk { transfer, offset, length: data.len() });
         }
         Message::parse(frame_type, fixed, data, expected).map(Frame::Message)
     }
