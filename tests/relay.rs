@@ -442,7 +442,7 @@ fn library_server(net: &Net) -> postwire::Server {
 fn stop(net: &Net, server: postwire::Server) {
     server.stop();
     drop(server);
-    let spool = fs::File::open(net.path("inbox/.postwire-relay-0.part")).unwrap();
+    let spool = File::open(net.path("inbox/.postwire-relay-0.part")).unwrap();
     until("the spool's lock", || rustix::fs::flock(&spool, rustix::fs::FlockOperation::NonBlockingLockExclusive).ok());
 }
 
