@@ -252,7 +252,7 @@ pub const THREAD_STACK_BYTES: usize = 128 * KIB;
 /// 1,024 entries on its way to who does not read it, the touched part of its threads' stacks, and its books.
 pub const CONNECTION_BYTES_MAX: usize = 512 * KIB;
 /// The read buffer of a connection: heads and texts; what is larger is read straight into its own place.
-pub const READ_BUFFER_BYTES: usize = 4 * KIB;
+pub const READ_BUFFER_BYTES: usize = 2 * KIB;
 /// The same while texts and small files come faster than they are read.
 pub const READ_BUFFER_BYTES_MAX: usize = 32 * KIB;
 /// Offers and small files are gathered for one write until there is so much: the other side is to have something to do soon.
