@@ -49,6 +49,8 @@ pub const TEXT_WINDOW_BYTES: usize = 256 * KIB;
 pub const CHUNK_BYTES_MAX: usize = 1024 * KIB;
 /// The least chunk: below it heads and system calls cost more than data.
 pub const CHUNK_BYTES_LEAST: usize = 16 * KIB;
+/// Long chunks are as many times as long, so that the receiver's buffers fit again.
+pub const CHUNK_BYTES_STEP: u64 = 256 * 1024;
 /// Transfers that are offered and have not ended: 4,096 small files share one round trip.
 pub const OFFERS_MAX: u32 = 4096;
 /// The same where memory is short: still more than one a round trip.
@@ -255,6 +257,9 @@ pub const CONNECTION_BYTES_MAX: usize = 512 * KIB;
 pub const READ_BUFFER_BYTES: usize = 2 * KIB;
 /// The same while texts and small files come faster than they are read.
 pub const READ_BUFFER_BYTES_MAX: usize = 32 * KIB;
+/// Room that a write without a thread of its own begins with: what a buffer that grows from nothing gives back on its way is so
+/// small that the allocator leaves it with each thread.
+pub const FLUSH_BYTES: usize = 2 * KIB;
 /// Offers and small files are gathered for one write until there is so much: the other side is to have something to do soon.
 pub const WRITE_BYTES: usize = 32 * KIB;
 /// The rest of a tail that is so long is read straight into its own place.

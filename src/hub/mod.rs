@@ -499,6 +499,7 @@ impl Hub {
 
     fn room_but(&self, id: u32) -> Vec<Arc<Member>> {
         let state = self.state.take();
+        // Room for all at once, for the reason of `FLUSH_BYTES`.
         let mut members = Vec::with_capacity(state.members.len());
         members.extend(state.members.values().filter(|member| member.info.in_room && member.info.id != id).cloned());
         members

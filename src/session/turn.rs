@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Session;
-use crate::config::{REFUSED_TIMEOUT, TEXTS_ACKNOWLEDGED_TOGETHER, WRITE_BYTES};
+use crate::config::{FLUSH_BYTES, REFUSED_TIMEOUT, TEXTS_ACKNOWLEDGED_TOGETHER, WRITE_BYTES};
 use crate::error::{Error, Goodbye, Refusal};
 use crate::name::Nickname;
 use crate::wire::{Message, Presence, Subject};
@@ -175,7 +175,7 @@ impl Session {
         turn.taken = true;
         loop {
             let mut out = std::mem::take(&mut turn.rest);
-            out.reserve(2048);
+            out.reserve(FLUSH_BYTES);
             self.gather(&mut turn, &mut out);
             if out.is_empty() {
                 if self.wants_writer(&turn) {

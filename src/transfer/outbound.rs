@@ -1134,12 +1134,12 @@ impl Link {
         let wanted = self.window.chunk_bytes().min(self.chunk_bytes_max).min(self.pace.chunk_bytes());
         let room = self.window.room().min(credit);
         // A crumb waits until it is a chunk, as long as what is under way will be acknowledged.
-        let shortest = if self.window.in_flight() > 0 { wanted } else { Window::CHUNK_LEAST.min(wanted) };
+        let shortest = if self.window.in_flight() > 0 { wanted } else { Window::chunk_least().min(wanted) };
         if room < shortest {
             0
         } else {
             let length = wanted.min(room);
-            length - length % Window::CHUNK_LEAST.min(length)
+            length - length % Window::chunk_least().min(length)
         }
     }
 }

@@ -9,7 +9,10 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::config::{CHUNKS_MAX, WINDOW_BYTES_LEAST, WINDOW_BYTES_MAX, WINDOW_QUEUE, WINDOW_QUEUE_BYTES_MAX};
+use crate::config::{
+    CHUNKS_MAX, CHUNK_BYTES_LEAST, CHUNK_BYTES_STEP, WINDOW_BYTES_LEAST, WINDOW_BYTES_MAX, WINDOW_QUEUE,
+    WINDOW_QUEUE_BYTES_MAX,
+};
 
 /// The measured window of one connection.
 pub(crate) struct Window {
@@ -38,11 +41,6 @@ enum Start {
 }
 
 impl Window {
-    /// Chunks are as long at least, or as many times as long, where there is so much.
-    pub(crate) const CHUNK_LEAST: u64 = 16 * 1024;
-    /// Long ones are as many times as long.
-    const CHUNK_STEP: u64 = 256 * 1024;
-
     pub(crate) fn new() -> Window {
         let start = Start::Doubling { best_rate: 0.0, round_ends: 0, rounds_without_gain: 0 };
         let flights = VecDeque::new();
@@ -69,8 +67,13 @@ impl Window {
     /// buffers fit again.
     pub(crate) fn chunk_bytes(&self) -> u64 {
         let most = self.bytes / 4;
-        let step = if most >= 2 * Window::CHUNK_STEP { Window::CHUNK_STEP } else { Window::CHUNK_LEAST };
+        let step = if most >= 2 * CHUNK_BYTES_STEP { CHUNK_BYTES_STEP } else { Window::chunk_least() };
         (most / step).max(1) * step
+    }
+
+    /// Chunks are as long at least, or as many times as long, where there is so much.
+    pub(crate) fn chunk_least() -> u64 {
+        u64::try_from(CHUNK_BYTES_LEAST).unwrap_or(u64::MAX)
     }
 
     /// Bytes sent and not acknowledged.
